@@ -1,0 +1,2 @@
+//! hostd: contracts in, VMs out.
+pub mod vmm;

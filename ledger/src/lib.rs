@@ -1,0 +1,3 @@
+//! The public ledger: what holds money, contracts and reputations.
+pub mod api;
+mod bytes;

@@ -1,0 +1,1 @@
+//! Tenant networks of one host.
