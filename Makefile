@@ -1,0 +1,70 @@
+# Two commands do everything, set-up included: `make demo` and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+# Where cargo puts what it builds; the programs find each other there.
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+# Images and their caches.
+BUILD ?= $(CURDIR)/build
+# System libraries that hostd can use: on in the image and here, off in a bare `cargo build`.
+FEATURES := hostd/libvirt,hostd/nvml
+BIN := $(CARGO_TARGET_DIR)/debug
+AGENT := $(CARGO_TARGET_DIR)/x86_64-unknown-linux-gnu/guest/attest
+TENANT_IMAGE := $(BUILD)/tenant
+
+PACKAGES := build-essential pkg-config clang libclang-dev libvirt-dev \
+	qemu-system-x86 libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system libvirt-clients \
+	iproute2 nftables haproxy conntrack openssl curl openssh-client netcat-openbsd \
+	mmdebstrap cpio zstd ovmf mtools dosfstools e2fsprogs cryptsetup-bin jq
+
+.PHONY: help setup build agent image demo test lint unit main-job bench clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+setup: ## install what is missing (Debian packages, cargo-nextest); needs root only if something is
+	@missing=(); for p in $(PACKAGES); do \
+	  dpkg-query -W -f='$${Status}' "$$p" 2>/dev/null | grep -q 'install ok installed' || missing+=("$$p"); done; \
+	if (( $${#missing[@]} )); then \
+	  echo "installing $${missing[*]}"; \
+	  sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	  $$sudo apt-get -qq update; \
+	  DEBIAN_FRONTEND=noninteractive $$sudo apt-get -qq -y --no-install-recommends install "$${missing[@]}" >/dev/null; \
+	fi
+	@$(CARGO) nextest --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-nextest
+
+build: setup ## build all programs
+	$(CARGO) build --workspace --bins --features $(FEATURES)
+
+agent: setup ## build the guest agent: static, for the tenant image
+	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --profile guest --target x86_64-unknown-linux-gnu \
+	  -p attestation --no-default-features --features agent --bin attest
+
+image: build agent ## build the tenant image from Debian packages (cached by content)
+	$(BIN)/image-builder tenant --config image-builder/tenant/tenant.toml --agent $(AGENT) \
+	  --cache $(BUILD)/cache --out $(TENANT_IMAGE)
+
+demo: image ## the main job, end to end, on real parts; under 5 minutes
+	$(BIN)/demo run --image $(TENANT_IMAGE)
+
+lint: setup ## rustfmt and clippy
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --features $(FEATURES) --quiet -- -D warnings
+
+unit: build ## all tests but the main job
+	$(CARGO) nextest run --workspace --features $(FEATURES) -E 'not binary(main_job)'
+
+main-job: image ## the main job as a test
+	DC_TENANT_IMAGE=$(TENANT_IMAGE) $(CARGO) nextest run -p integration --features $(FEATURES) -E 'binary(main_job)' --no-capture
+
+test: lint image ## everything: lint, all tests, the main job
+	DC_TENANT_IMAGE=$(TENANT_IMAGE) $(CARGO) nextest run --workspace --features $(FEATURES)
+
+bench: image ## measure, and print the table
+	$(CARGO) run -p integration --release --features $(FEATURES) --bin bench -- --image $(TENANT_IMAGE)
+
+clean: ## remove what was built
+	rm -rf $(BUILD)
+	$(CARGO) clean
