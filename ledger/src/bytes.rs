@@ -31,7 +31,10 @@ pub enum BytesError {
 impl<const N: usize> Bytes<N> {
     /// The bytes, if there are `N` of them.
     pub fn from_slice(bytes: &[u8]) -> Result<Self, BytesError> {
-        bytes.try_into().map(Self).map_err(|_| BytesError::Length { expected: N, found: bytes.len() })
+        bytes.try_into().map(Self).map_err(|_| BytesError::Length {
+            expected: N,
+            found: bytes.len(),
+        })
     }
 
     /// The first 8 hexadecimal digits: enough for people and for names on one host.
@@ -121,7 +124,13 @@ mod tests {
         let json = serde_json::to_string(&id).unwrap();
         assert_eq!(json, format!("\"{}\"", "07".repeat(32)));
         assert_eq!(serde_json::from_str::<Bytes<32>>(&json).unwrap(), id);
-        assert_eq!("07".parse::<Bytes<32>>(), Err(BytesError::Length { expected: 32, found: 1 }));
+        assert_eq!(
+            "07".parse::<Bytes<32>>(),
+            Err(BytesError::Length {
+                expected: 32,
+                found: 1
+            })
+        );
         assert_eq!("zz".parse::<Bytes<1>>(), Err(BytesError::NotHex));
     }
 }

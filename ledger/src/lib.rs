@@ -1,3 +1,13 @@
 //! The public ledger: what holds money, contracts and reputations.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`api`] | the Candid types and method names that everything here speaks |
+//! | [`crypto`] | public keys, their principals, and signatures of the three kinds that the Internet Computer knows |
+//! | [`client`] | the typed client on `ic-agent` that hostd and `decent` use |
 pub mod api;
 mod bytes;
+#[cfg(feature = "client")]
+pub mod client;
+#[cfg(feature = "crypto")]
+pub mod crypto;
