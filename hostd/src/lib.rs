@@ -1,2 +1,4 @@
 //! hostd: contracts in, VMs out.
+pub mod seed;
+pub mod storage;
 pub mod vmm;

@@ -255,9 +255,15 @@ pub trait Vmm: Send + Sync {
     fn console_log(&self, spec: &VmSpec) -> PathBuf;
     /// Presses the power button and waits until the VM is off or `within` has passed; then ends it the hard way.
     /// Afterwards nothing of the VMM is left: process, definition, cgroup, sockets.
-    async fn stop(&self, spec: &VmSpec, known: Option<&VmmProcess>, within: Duration) -> Result<(), VmmError>;
+    async fn stop(&self, spec: &VmSpec, known: Option<&VmmProcess>, within: Duration)
+    -> Result<(), VmmError>;
     /// Counters.
     async fn counters(&self, spec: &VmSpec, process: &VmmProcess) -> Result<VmCounters, VmmError>;
     /// Changes vCPUs or memory of a running VM where the VMM can.
-    async fn resize(&self, spec: &VmSpec, vcpus: Option<u32>, memory_mib: Option<u64>) -> Result<(), VmmError>;
+    async fn resize(
+        &self,
+        spec: &VmSpec,
+        vcpus: Option<u32>,
+        memory_mib: Option<u64>,
+    ) -> Result<(), VmmError>;
 }
