@@ -4,12 +4,19 @@
 
 mod config;
 mod desired;
+mod effects;
 mod error;
+mod ingress;
 mod names;
 mod network;
+mod plan;
+mod rules;
 
 pub use config::{Config, ConfigError, HaproxyConfig, Ipv4Net, Manage, PortRange, TenantNet};
 pub use desired::{Desired, DesiredFault, Lease, Route, Transport, VmNet};
 pub use error::{ConvergeError, Failure, NetError, Scope};
-pub use names::{DnsName, GATEWAY, GATEWAY_MAC, IfName, Mac, NameError, Prefix, Slot, TenantId, mac};
-pub use network::{Changes, Counters, Ended, Network, Rendered};
+pub use names::{
+    DnsName, GATEWAY, GATEWAY_MAC, IfName, Mac, NameError, Prefix, Slot, TenantId, UPLINK_HOST, mac,
+};
+pub use network::{Changes, Counters, Ended, Network, Rendered, render};
+pub use plan::{Observed, Plan, plan};

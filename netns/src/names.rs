@@ -280,6 +280,12 @@ pub fn mac(slot: Slot) -> Mac {
 /// The gateway's MAC address on every tap.
 pub const GATEWAY_MAC: Mac = Mac([0xfe, 0, 0, 0, 0, 1]);
 
+/// MAC address of the host's end of a tenant's veth.
+pub(crate) const UPLINK_HOST_MAC: Mac = Mac([0xfe, 0, 0, 0, 0, 2]);
+
+/// MAC address of the tenant's end of its veth.
+pub(crate) const UPLINK_TENANT_MAC: Mac = Mac([0xfe, 0, 0, 0, 0, 3]);
+
 /// The gateway that every VM uses, on link; VMs never see another address of the host.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 
@@ -287,10 +293,10 @@ pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 pub const UPLINK_HOST: Ipv4Addr = Ipv4Addr::new(169, 254, 2, 1);
 
 /// The tenant namespace's address on its veth.
-pub const UPLINK_TENANT: Ipv4Addr = Ipv4Addr::new(169, 254, 2, 2);
+pub(crate) const UPLINK_TENANT: Ipv4Addr = Ipv4Addr::new(169, 254, 2, 2);
 
 /// The tenant's end of its veth.
-pub const UPLINK_IN_TENANT: &str = "up0";
+pub(crate) const UPLINK_IN_TENANT: &str = "up0";
 
 #[cfg(test)]
 mod tests {

@@ -1,16 +1,49 @@
-//! The handle on this host's network.
+//! The handle on this host's network: one lock, one worker thread at a time.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
-use crate::config::Config;
+use tokio::sync::Mutex;
+use tracing::{debug, info, warn};
+
+use crate::config::{Config, Manage};
 use crate::desired::Desired;
-use crate::error::{ConvergeError, NetError};
-use crate::names::{IfName, Mac, Slot, mac};
+use crate::effects::apply::{apply, make_tap};
+use crate::effects::flows::{self, Doomed};
+use crate::effects::nft::References;
+use crate::effects::observe::{Place, find_tap, observe, taps_possible};
+use crate::effects::tap;
+use crate::effects::worker::{self, Worker, os};
+use crate::error::{ConvergeError, Failure, NetError, Scope};
+use crate::ingress;
+use crate::names::{IfName, Mac, Slot, TenantId, mac};
+use crate::plan::{Observed, Plan, Proxy, StopProxy, plan, plan_removal};
+use crate::rules;
 
-/// This host's network.
+/// This host's network. Cheap to share behind an `Arc`; calls that change something wait for each other.
+///
+/// "The host's namespace" is the one of the thread that called [`Network::open`], or the one given to
+/// [`Network::open_in`]. Dropping it changes nothing: the network goes on without us.
 pub struct Network {
-    config: Config,
+    config: Arc<Config>,
+    host: Arc<OwnedFd>,
+    references: Arc<References>,
+    /// A tokio mutex: it is held while a worker thread works.
+    state: Mutex<State>,
+}
+
+/// What we remember between calls. All of it can be lost: the kernel knows.
+#[derive(Default)]
+struct State {
+    /// What the last successful change left; `None` after a failure.
+    remembered: Option<Observed>,
+    /// The tenants of the last desired state, by slot.
+    tenants: BTreeMap<Slot, TenantId>,
+    /// Taps that we moved to the host's namespace for a VMM.
+    lent: BTreeSet<Slot>,
 }
 
 /// What a converge changed, one line each; empty when all was as desired.
@@ -60,10 +93,31 @@ pub struct Rendered {
 }
 
 impl Network {
-    /// Checks the settings and the machine (wan interface, `nft`, `/dev/net/tun`, HAProxy). Changes nothing.
+    /// Checks the settings and the machine (rights, wan interface, nft, taps). Changes nothing that lasts.
     pub async fn open(config: Config) -> Result<Self, NetError> {
+        let host = File::open("/proc/thread-self/ns/net").map_err(os("open our own network namespace"))?;
+        Self::open_in(config, host.into()).await
+    }
+
+    /// Like [`open`](Self::open), with another namespace as the host's.
+    pub async fn open_in(config: Config, host: OwnedFd) -> Result<Self, NetError> {
         config.check().map_err(NetError::Config)?;
-        Ok(Self { config })
+        let (config, host) = (Arc::new(config), Arc::new(host));
+        let references = worker::run(Arc::clone(&config), Arc::clone(&host), |worker| {
+            let wan = worker.config.wan.as_str();
+            if worker.links()?.find(wan)?.is_none() {
+                return Err(NetError::NoWan(wan.to_owned()));
+            }
+            taps_possible()?;
+            References::make(&worker.config)
+        });
+        let references = Arc::new(references.await?);
+        Ok(Self {
+            config,
+            host,
+            references,
+            state: Mutex::new(State::default()),
+        })
     }
 
     /// The settings.
@@ -86,58 +140,280 @@ impl Network {
         self.config.prefix.tap(slot)
     }
 
-    /// Makes the network be `desired`: looks at everything, changes what differs, looks again. Idempotent; callers queue.
+    async fn work<T, F>(&self, job: F) -> Result<T, NetError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Worker) -> Result<T, NetError> + Send + 'static,
+    {
+        worker::run(Arc::clone(&self.config), Arc::clone(&self.host), job).await
+    }
+
+    async fn look(&self, state: &State) -> Result<Observed, NetError> {
+        let (references, lent) = (Arc::clone(&self.references), state.lent.clone());
+        self.work(move |worker| observe(worker, &references, &lent)).await
+    }
+
+    /// Looks at everything that is ours.
+    pub async fn observe(&self) -> Result<Observed, NetError> {
+        let state = self.state.lock().await;
+        self.look(&state).await
+    }
+
+    /// Makes the network be `desired`: looks at everything, changes what differs, looks again. Idempotent; safe after a
+    /// crash at any point. One tenant's failure doesn't keep the others from being made.
     pub async fn converge(&self, desired: &Desired) -> Result<Changes, ConvergeError> {
         desired.check(&self.config).map_err(ConvergeError::Desired)?;
-        Err(ConvergeError::Observe(unfinished()))
+        let mut state = self.state.lock().await;
+        state.remembered = None;
+        let observed = self.look(&state).await.map_err(ConvergeError::Observe)?;
+        let changes = self
+            .follow(&mut state, plan(&self.config, &observed, desired), desired)
+            .await?;
+        // The second look catches the kernel, or somebody else, doing something that we didn't ask for.
+        let after = self.look(&state).await.map_err(ConvergeError::Observe)?;
+        let remaining = plan(&self.config, &after, desired);
+        if !remaining.is_empty() {
+            return Err(ConvergeError::Remaining {
+                remaining: remaining.lines(),
+            });
+        }
+        state.remembered = Some(after);
+        Ok(changes)
     }
 
     /// Like [`converge`](Self::converge), but compares with what the last successful call left instead of looking at
-    /// everything, so that its cost follows the change and not the host. The first call converges.
+    /// everything, so that its cost follows the change and not the size of the host. What others changed meanwhile, it
+    /// doesn't see; call `converge` now and then. The first call, and one after a failure, converges.
     pub async fn adjust(&self, desired: &Desired) -> Result<Changes, ConvergeError> {
-        self.converge(desired).await
+        desired.check(&self.config).map_err(ConvergeError::Desired)?;
+        let mut state = self.state.lock().await;
+        let Some(mut observed) = state.remembered.take() else {
+            drop(state);
+            return self.converge(desired).await;
+        };
+        observed.lent = state.lent.clone();
+        let steps = plan(&self.config, &observed, desired);
+        let started = steps.starts_proxy();
+        let changes = self.follow(&mut state, steps, desired).await?;
+        let pid = match observed.proxy {
+            Proxy::Up { pid, .. } => pid,
+            Proxy::Unused | Proxy::Down => 0,
+        };
+        // After a start we don't know the process; the next converge does.
+        state.remembered = (!started).then(|| Observed::ideal(&self.config, desired, pid));
+        Ok(changes)
     }
 
-    /// Opens the tap of `slot` inside its tenant's namespace for a VMM that takes a file descriptor.
-    pub async fn open_tap(&self, _slot: Slot) -> Result<OwnedFd, NetError> {
-        Err(unfinished())
+    /// Does the steps, one after the other. After a failure, later steps of the same scope are left out; after one of the
+    /// host's, all are: its rules are what closes everything else.
+    async fn follow(
+        &self,
+        state: &mut State,
+        steps: Plan,
+        desired: &Desired,
+    ) -> Result<Changes, ConvergeError> {
+        state.tenants = desired
+            .vms
+            .values()
+            .map(|vm| (vm.slot, vm.tenant.clone()))
+            .collect();
+        state.lent.retain(|slot| desired.vms.contains_key(slot));
+        if steps.is_empty() {
+            return Ok(Changes::default());
+        }
+        let routes = ingress::routes(&self.config, desired);
+        let work = self.work(move |worker| {
+            let (mut changes, mut failures) = (Changes::default(), Vec::<Failure>::new());
+            for step in &steps.0 {
+                let scope = step.scope();
+                if failures
+                    .iter()
+                    .any(|failure| failure.scope == scope || failure.scope == Scope::Host)
+                {
+                    warn!(%step, "left out after an earlier failure");
+                    continue;
+                }
+                match apply(worker, step, &routes) {
+                    Ok(()) => {
+                        debug!(%step, "done");
+                        changes.0.push(step.to_string());
+                    }
+                    Err(error) => {
+                        warn!(%step, %error, "failed");
+                        failures.push(Failure { scope, error });
+                    }
+                }
+            }
+            Ok((changes, failures))
+        });
+        let (changes, failures) = work.await.map_err(ConvergeError::Observe)?;
+        if failures.is_empty() {
+            info!(steps = changes.0.len(), "network changed");
+            Ok(changes)
+        } else {
+            Err(ConvergeError::Incomplete { failures })
+        }
     }
 
-    /// Moves the tap of `slot` into the host's namespace, for a VMM that opens it by name.
-    pub async fn lend_tap(&self, _slot: Slot) -> Result<IfName, NetError> {
-        Err(unfinished())
-    }
-
-    /// Moves a lent tap back behind its guard. Nothing to do if it is where it belongs.
-    pub async fn take_back_tap(&self, _slot: Slot) -> Result<(), NetError> {
-        Err(unfinished())
-    }
-
-    /// Traffic of the VM in `slot`.
-    pub async fn counters(&self, _slot: Slot) -> Result<Counters, NetError> {
-        Err(unfinished())
-    }
-
-    /// Ends all open flows of the VM in `slot`, and HAProxy's connections to it.
-    pub async fn end_sessions(&self, _slot: Slot) -> Result<Ended, NetError> {
-        Err(unfinished())
-    }
-
-    /// Removes everything with our prefix, HAProxy too if we started it.
+    /// Removes everything with our prefix; HAProxy too if we are the ones who start it, else only its routes. What stays is
+    /// `ip_forward`, which others may need by now.
     pub async fn remove_all(&self) -> Result<Changes, ConvergeError> {
-        Err(ConvergeError::Observe(unfinished()))
+        let mut state = self.state.lock().await;
+        *state = State::default();
+        let stop = match self.config.haproxy.as_ref().map(|haproxy| haproxy.manage) {
+            Some(Manage::External) => StopProxy::No,
+            Some(Manage::Spawn) | None => StopProxy::Yes,
+        };
+        let observed = self.look(&state).await.map_err(ConvergeError::Observe)?;
+        let changes = self
+            .follow(
+                &mut state,
+                plan_removal(&self.config, &observed, stop),
+                &Desired::default(),
+            )
+            .await?;
+        let after = self.look(&state).await.map_err(ConvergeError::Observe)?;
+        let remaining = plan_removal(&self.config, &after, stop);
+        if !remaining.is_empty() {
+            return Err(ConvergeError::Remaining {
+                remaining: remaining.lines(),
+            });
+        }
+        Ok(changes)
     }
 
-    /// What would be rendered for `desired`.
-    pub fn render(&self, _desired: &Desired) -> Rendered {
-        Rendered::default()
+    /// Opens the tap of `slot` inside its tenant's namespace, for a VMM that takes a file descriptor: no packet
+    /// information, one queue, virtio-net header on.
+    pub async fn open_tap(&self, slot: Slot) -> Result<OwnedFd, NetError> {
+        let state = self.state.lock().await;
+        let (name, guess) = (self.tap_name(slot), state.tenants.get(&slot).cloned());
+        self.work(move |worker| match find_tap(worker, slot, guess.as_ref())? {
+            Place::Home(tenant) => worker.inside(&tenant, || tap::open(&name, slot)),
+            Place::Host(_) => tap::open(&name, slot), // lent: the caller wants it where it is
+            Place::Nowhere => Err(NetError::NoTap(slot)),
+        })
+        .await
+    }
+
+    /// Moves the tap of `slot` into the host's namespace, for a VMM that opens it by name, and returns the name. Nothing
+    /// passes there: the host's rules drop what comes from it. Take it back when the VMM has opened it.
+    pub async fn lend_tap(&self, slot: Slot) -> Result<IfName, NetError> {
+        let mut state = self.state.lock().await;
+        let (name, guess) = (self.tap_name(slot), state.tenants.get(&slot).cloned());
+        state.lent.insert(slot); // before it moves: a converge in between must not fetch it
+        if let Some(remembered) = &mut state.remembered {
+            remembered.lent.insert(slot);
+        }
+        let moved = self.work(move |worker| match find_tap(worker, slot, guess.as_ref())? {
+            Place::Home(tenant) => worker.inside(&tenant, || {
+                let links = worker.links()?;
+                let link = links.find(name.as_str())?.ok_or(NetError::NoTap(slot))?;
+                links.send(link.index, worker.host_fd())
+            }),
+            Place::Host(_) => Ok(()),
+            Place::Nowhere => Err(NetError::NoTap(slot)),
+        });
+        match moved.await {
+            Ok(()) => Ok(self.tap_name(slot)),
+            Err(error) => {
+                state.lent.remove(&slot);
+                state.remembered = None;
+                Err(error)
+            }
+        }
+    }
+
+    /// Moves a lent tap back behind its guard, with its addresses; the VMM that has it open notices nothing. Nothing to do
+    /// if it is where it belongs. Works after a restart too: the tap carries its tenant's id.
+    pub async fn take_back_tap(&self, slot: Slot) -> Result<(), NetError> {
+        let mut state = self.state.lock().await;
+        let guess = state.tenants.get(&slot).cloned();
+        let moved = self.work(move |worker| match find_tap(worker, slot, guess.as_ref())? {
+            Place::Home(_) => Ok(()),
+            Place::Host(alias) => match guess.or(alias) {
+                Some(tenant) => make_tap(worker, &tenant, slot),
+                None => Err(NetError::NoTap(slot)),
+            },
+            Place::Nowhere => Err(NetError::NoTap(slot)),
+        });
+        let result = moved.await;
+        match result {
+            Ok(()) => {
+                state.lent.remove(&slot);
+                if let Some(remembered) = &mut state.remembered {
+                    remembered.lent.remove(&slot);
+                }
+            }
+            Err(_) => state.remembered = None,
+        }
+        result
+    }
+
+    /// Traffic of the VM in `slot` since its tap was made. Survives restarts of ours and changes of the rules.
+    pub async fn counters(&self, slot: Slot) -> Result<Counters, NetError> {
+        let (name, guess) = (
+            self.tap_name(slot),
+            self.state.lock().await.tenants.get(&slot).cloned(),
+        );
+        self.work(move |worker| {
+            let here = || worker.links()?.find(name.as_str())?.ok_or(NetError::NoTap(slot));
+            let link = match find_tap(worker, slot, guess.as_ref())? {
+                Place::Home(tenant) => worker.inside(&tenant, here)?,
+                Place::Host(_) => here()?,
+                Place::Nowhere => return Err(NetError::NoTap(slot)),
+            };
+            Ok(link.counters)
+        })
+        .await
+    }
+
+    /// Traffic of every VM, by slot: one look per namespace, for billing and metrics.
+    pub async fn all_counters(&self) -> Result<BTreeMap<Slot, Counters>, NetError> {
+        self.work(|worker| {
+            let mut all = BTreeMap::new();
+            for (tenant, live) in worker.namespaces()? {
+                if live {
+                    let links = worker.inside(&tenant, || worker.links()?.links())?;
+                    let slot = |name: &str| worker.config.prefix.slot_of_tap(name);
+                    all.extend(
+                        links
+                            .iter()
+                            .filter_map(|(name, link)| Some((slot(name)?, link.counters))),
+                    );
+                }
+            }
+            Ok(all)
+        })
+        .await
+    }
+
+    /// Ends all open flows of the VM in `slot`: entries of the connection table, and HAProxy's connections to it.
+    pub async fn end_sessions(&self, slot: Slot) -> Result<Ended, NetError> {
+        let doomed = Doomed {
+            vms: BTreeSet::from([self.ip4(slot)]),
+            ports: BTreeSet::new(),
+        };
+        self.work(move |_| flows::end(&doomed)).await
+    }
+
+    /// Everything that is generated for `desired`, for people. Pure.
+    pub fn render(&self, desired: &Desired) -> Rendered {
+        render(&self.config, desired)
     }
 }
 
-/// Until the effects land.
-fn unfinished() -> NetError {
-    NetError::Os {
-        what: "change the network yet".to_owned(),
-        source: std::io::ErrorKind::Unsupported.into(),
+/// Everything that is generated for `desired`, for people. Pure.
+pub fn render(config: &Config, desired: &Desired) -> Rendered {
+    let tenants = desired.tenants().into_iter();
+    Rendered {
+        host_rules: rules::host_table(config, &rules::host_elements(config, desired)),
+        tenant_rules: tenants
+            .map(|(tenant, vms)| (config.prefix.namespace(tenant), rules::guard(config, &vms)))
+            .collect(),
+        haproxy_config: config
+            .haproxy
+            .as_ref()
+            .map(|haproxy| ingress::haproxy_config(haproxy).0),
+        haproxy_routes: ingress::routes_file(&ingress::routes(config, desired)),
     }
 }
