@@ -1,4 +1,5 @@
 //! hostd: contracts in, VMs out.
+pub mod inventory;
 pub mod seed;
 pub mod storage;
 pub mod vmm;
