@@ -1,0 +1,438 @@
+//! `hostd.toml`: read once, at the start, into typed and bounded values.
+//!
+//! Unknown keys are refused. Every error names file, line and key; all faults are listed, not just the first
+//! (`hostd config check`). The commented example is `hostd/hostd.example.toml`; a test keeps it valid.
+
+mod check;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ledger::api::{Amount, VmKind};
+use serde::Deserialize;
+
+/// One thing that is wrong in a config file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Line, from 1; 0 when it is no single line's fault.
+    pub line: usize,
+    /// `section.key`.
+    pub key: String,
+    /// What is wrong, and what would be right.
+    pub why: String,
+}
+
+/// The config can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// Path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It isn't a valid config: every fault.
+    #[error("{}", .faults.iter().map(|f| render(.path, f)).collect::<Vec<_>>().join("\n"))]
+    Invalid {
+        /// Path.
+        path: PathBuf,
+        /// At least one.
+        faults: Vec<Fault>,
+    },
+}
+
+fn render(path: &Path, fault: &Fault) -> String {
+    let Fault { line, key, why } = fault;
+    match (line, key.as_str()) {
+        (0, "") => format!("{}: {why}", path.display()),
+        (0, key) => format!("{}: {key}: {why}", path.display()),
+        (line, "") => format!("{}:{line}: {why}", path.display()),
+        (line, key) => format!("{}:{line}: {key}: {why}", path.display()),
+    }
+}
+
+/// The whole file. Holding one proves that every value is inside its bounds, not that the machine fits it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// This machine.
+    pub host: HostConfig,
+    /// Which ledger, and as whom.
+    pub ledger: LedgerConfig,
+    /// Tenant networks: netns' own settings.
+    pub network: netns::Config,
+    /// Images and disks.
+    pub storage: StorageConfig,
+    /// Virtual machine monitors.
+    #[serde(default)]
+    pub vmm: VmmConfig,
+    /// What is sold.
+    pub offering: OfferingConfig,
+    /// How long steps may take.
+    #[serde(default)]
+    pub deadlines: DeadlineConfig,
+}
+
+/// `[host]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostConfig {
+    /// For people: shown in status and logs.
+    pub name: String,
+    /// Journal and what else must survive a reboot.
+    pub state_dir: PathBuf,
+    /// Sockets and what must not survive one.
+    pub run_dir: PathBuf,
+    /// Socket of the API; default `<run_dir>/hostd.sock`.
+    pub socket: Option<PathBuf>,
+    /// Group that may use the socket; default: root's.
+    pub socket_group: Option<String>,
+    /// Confidential kinds are simulated here; published with the offering. Never on real hosts.
+    #[serde(default)]
+    pub test_platform: bool,
+    /// Seconds between heartbeats.
+    #[serde(default = "default_heartbeat_s")]
+    pub heartbeat_s: u64,
+}
+
+fn default_heartbeat_s() -> u64 {
+    30
+}
+
+impl HostConfig {
+    /// Where the API listens.
+    pub fn socket(&self) -> PathBuf {
+        self.socket
+            .clone()
+            .unwrap_or_else(|| self.run_dir.join("hostd.sock"))
+    }
+}
+
+/// `[ledger]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LedgerConfig {
+    /// `https://…` or, for a ledger on this machine or in a test, `http://…`.
+    pub url: String,
+    /// Canister id, text form.
+    pub canister_id: String,
+    /// The pinned root key: DER, hexadecimal.
+    pub root_key: Option<String>,
+    /// The pinned root key in a file: DER as it is, or hexadecimal.
+    pub root_key_file: Option<PathBuf>,
+    /// The host's own key, PEM.
+    pub host_key: PathBuf,
+    /// The provider's delegation to this host, as `decent` writes it.
+    pub delegation: PathBuf,
+}
+
+/// `[storage]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StorageConfig {
+    /// Disks of contracts.
+    pub dir: PathBuf,
+    /// Checked images; default `<dir>/images`.
+    pub images_dir: Option<PathBuf>,
+    /// Where images may come from: `https`, and for tests `http` and `file`.
+    #[serde(default = "default_schemes")]
+    pub allow_url_schemes: Vec<UrlScheme>,
+    /// GiB for a contract that asks for unlimited storage.
+    #[serde(default = "default_disk_gib")]
+    pub default_disk_gib: u64,
+    /// GiB of the file system that no contract may use.
+    #[serde(default = "default_reserve_gib")]
+    pub reserve_gib: u64,
+}
+
+fn default_schemes() -> Vec<UrlScheme> {
+    vec![UrlScheme::Https]
+}
+fn default_disk_gib() -> u64 {
+    20
+}
+fn default_reserve_gib() -> u64 {
+    2
+}
+
+impl StorageConfig {
+    /// Checked images.
+    pub fn images_dir(&self) -> PathBuf {
+        self.images_dir.clone().unwrap_or_else(|| self.dir.join("images"))
+    }
+}
+
+/// Where an image may come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UrlScheme {
+    /// HTTPS.
+    Https,
+    /// HTTP without TLS. The digest still decides; but everybody on the way sees what is fetched.
+    Http,
+    /// Local files.
+    File,
+}
+
+impl UrlScheme {
+    /// As it stands in a URL.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Https => "https",
+            Self::Http => "http",
+            Self::File => "file",
+        }
+    }
+}
+
+/// `[vmm]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmmConfig {
+    /// Adapters, the preferred one first: a contract goes to the first that can host its kind.
+    #[serde(default = "default_prefer")]
+    pub prefer: Vec<Adapter>,
+    /// Cloud Hypervisor.
+    #[serde(default)]
+    pub cloud_hypervisor: CloudHypervisorConfig,
+    /// QEMU through libvirt.
+    #[serde(default)]
+    pub libvirt: LibvirtConfig,
+    /// VMMs run as uid and gid `uid_base + slot`; 0: as root, where the adapter has no other way.
+    #[serde(default)]
+    pub uid_base: u32,
+    /// Back guests with the pool of 2 MiB pages.
+    #[serde(default)]
+    pub hugepages: bool,
+    /// Launches at the same time; more wait. Default: the number of CPUs, at least 2.
+    pub parallel_launches: Option<usize>,
+}
+
+impl Default for VmmConfig {
+    fn default() -> Self {
+        Self {
+            prefer: default_prefer(),
+            cloud_hypervisor: CloudHypervisorConfig::default(),
+            libvirt: LibvirtConfig::default(),
+            uid_base: 0,
+            hugepages: false,
+            parallel_launches: None,
+        }
+    }
+}
+
+fn default_prefer() -> Vec<Adapter> {
+    vec![Adapter::CloudHypervisor, Adapter::Libvirt]
+}
+
+/// A VMM adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Adapter {
+    /// Cloud Hypervisor.
+    CloudHypervisor,
+    /// QEMU through libvirt.
+    Libvirt,
+}
+
+/// `[vmm.cloud_hypervisor]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CloudHypervisorConfig {
+    /// The program; default: `cloud-hypervisor` on PATH.
+    pub binary: Option<PathBuf>,
+}
+
+/// `[vmm.libvirt]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LibvirtConfig {
+    /// Connection URI.
+    #[serde(default = "default_libvirt_uri")]
+    pub uri: String,
+    /// A QEMU of your own, in place of libvirt's choice.
+    pub emulator: Option<PathBuf>,
+}
+
+impl Default for LibvirtConfig {
+    fn default() -> Self {
+        Self {
+            uri: default_libvirt_uri(),
+            emulator: None,
+        }
+    }
+}
+
+fn default_libvirt_uri() -> String {
+    "qemu:///system".into()
+}
+
+/// `[offering]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OfferingConfig {
+    /// A few words for people.
+    pub title: String,
+    /// Where the machine stands.
+    pub region: String,
+    /// Kinds to sell; default: all that the machine can host.
+    pub kinds: Option<Vec<Kind>>,
+    /// Prices.
+    pub prices: Prices,
+    /// Longest period of a contract.
+    #[serde(default = "default_max_period_s")]
+    pub max_period_s: u64,
+    /// Most storage of one VM; without it: as much as there is.
+    pub storage_per_vm_gib: Option<u64>,
+    /// Bandwidth of one VM; without it: not limited.
+    pub bandwidth_mbps: Option<u64>,
+    /// The least reputation of a developer.
+    #[serde(default)]
+    pub min_developer_reputation: u64,
+    /// What to sell in place of what the inventory finds.
+    #[serde(default)]
+    pub capacity: CapacityOverride,
+}
+
+fn default_max_period_s() -> u64 {
+    365 * 24 * 3600
+}
+
+/// `[offering.capacity]`: each in place of the inventory's figure.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CapacityOverride {
+    /// vCPUs.
+    pub vcpus: Option<u32>,
+    /// MiB of memory.
+    pub memory_mib: Option<u64>,
+    /// GiB of storage.
+    pub storage_gib: Option<u64>,
+    /// GPUs (never more than there are).
+    pub gpus: Option<u32>,
+}
+
+/// `[offering.prices]`: 10⁻⁹ DCT an hour.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Prices {
+    /// For any VM.
+    pub vm_hour: Amount,
+    /// For each vCPU.
+    pub vcpu_hour: Amount,
+    /// For each GiB of memory.
+    pub memory_gib_hour: Amount,
+    /// For each GiB of storage.
+    pub storage_gib_hour: Amount,
+    /// For each GPU.
+    #[serde(default)]
+    pub gpu_hour: Amount,
+}
+
+/// A VM kind, as the config spells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Plain.
+    Plain,
+    /// AMD SEV-SNP.
+    SevSnp,
+    /// Intel TDX.
+    Tdx,
+}
+
+impl From<Kind> for VmKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Plain => Self::Plain,
+            Kind::SevSnp => Self::SevSnp,
+            Kind::Tdx => Self::Tdx,
+        }
+    }
+}
+
+/// `[deadlines]`: seconds. What depends on the VM's memory grows with it: encrypting, pinning and clearing memory takes
+/// time in proportion, and one figure for all VMs kills the large ones.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeadlineConfig {
+    /// Until the VMM says that the VM runs.
+    pub launch_s: u64,
+    /// More for each GiB of memory.
+    pub launch_per_gib_s: u64,
+    /// From there until the guest agent has brought evidence.
+    pub boot_s: u64,
+    /// More for each GiB of memory.
+    pub boot_per_gib_s: u64,
+    /// Image, disk and seed.
+    pub disk_s: u64,
+    /// From the power button to the plug.
+    pub graceful_stop_s: u64,
+}
+
+impl Default for DeadlineConfig {
+    fn default() -> Self {
+        Self {
+            launch_s: 60,
+            launch_per_gib_s: 2,
+            boot_s: 240,
+            boot_per_gib_s: 4,
+            disk_s: 900,
+            graceful_stop_s: 30,
+        }
+    }
+}
+
+impl DeadlineConfig {
+    fn grown(base_s: u64, per_gib_s: u64, memory_mib: u64) -> Duration {
+        Duration::from_secs(base_s.saturating_add(per_gib_s.saturating_mul(memory_mib.div_ceil(1024))))
+    }
+
+    /// Until the VMM says that the VM runs.
+    pub fn launch(&self, memory_mib: u64) -> Duration {
+        Self::grown(self.launch_s, self.launch_per_gib_s, memory_mib)
+    }
+
+    /// From there until evidence is here.
+    pub fn boot(&self, memory_mib: u64) -> Duration {
+        Self::grown(self.boot_s, self.boot_per_gib_s, memory_mib)
+    }
+
+    /// Image, disk and seed.
+    pub fn disk(&self) -> Duration {
+        Duration::from_secs(self.disk_s)
+    }
+
+    /// From the power button to the plug.
+    pub fn graceful_stop(&self) -> Duration {
+        Duration::from_secs(self.graceful_stop_s)
+    }
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text).map_err(|faults| ConfigError::Invalid {
+            path: path.to_owned(),
+            faults,
+        })
+    }
+
+    /// Checks a text.
+    pub fn parse(text: &str) -> Result<Self, Vec<Fault>> {
+        let config: Self = toml::from_str(text).map_err(|error| vec![check::toml_fault(text, &error)])?;
+        let faults = check::faults(&config, text);
+        if faults.is_empty() {
+            Ok(config)
+        } else {
+            Err(faults)
+        }
+    }
+}
