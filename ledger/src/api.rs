@@ -23,7 +23,18 @@
 //! | `host_contracts(principal)` → every contract of that host that is not yet `released` | query | the host |
 //! | `account_contracts(principal)`, `reputation(principal)`, `offerings()`, `invariants()` | query | anyone |
 //!
-//! Every update answers `Result<T, LedgerError>` (Candid `variant { Ok; Err }`), and so do queries that can miss.
+//! Every update answers `Result<T, LedgerError>` (Candid `variant { Ok; Err }`), and so do the queries that can miss:
+//!
+//! | T | methods |
+//! |---|---|
+//! | `()` | `register_*`, `withdraw_offering`, `accept`, `refuse`, `vm_gone`, `released`, `heartbeat` |
+//! | `OfferingId`, `ContractId`, `Digest32`, `Confirmation` | `publish_offering`, `rent`, `contract_nonce`, `submit_evidence` |
+//! | `Contract` (as it is now) | `extend`, `cancel`, `settle` |
+//! | `Vec<Match>`, `Vec<WhyNot>`, `Contract`, `EvidenceRecord` | queries `match_offerings`, `why_not`, `contract`, `evidence` |
+//!
+//! The other queries answer plainly: `LedgerInfo`, `Vec<Contract>`, `Reputation`, `Vec<Offering>`, `Invariants`.
+//! Enum variants are renamed one by one: `candid`'s derive doesn't know serde's `rename_all`, and a type that names its
+//! variants otherwise than its decoder can't be read back.
 //! Beside the standard interface a node offers `GET /dc/v1/wait?after=HEIGHT&timeout_ms=N`: it answers
 //! `{"height": H}` as soon as H > HEIGHT, or at the timeout. It is a hint to query again, never a fact.
 
@@ -64,47 +75,54 @@ pub const EVIDENCE_MAX: usize = 64 * 1024;
 
 /// What isolates the VM from its host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, CandidType, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub enum VmKind {
     /// The hypervisor only.
+    #[serde(rename = "plain")]
     Plain,
     /// AMD SEV-SNP.
+    #[serde(rename = "sev-snp")]
     SevSnp,
     /// Intel TDX.
+    #[serde(rename = "tdx")]
     Tdx,
 }
 
 /// How well a contract's provisioning is confirmed, worst first (DESIGN 4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, CandidType, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub enum Grade {
     /// Nobody said anything yet.
+    #[serde(rename = "unconfirmed")]
     Unconfirmed,
     /// Only the provider's word.
+    #[serde(rename = "host-signed")]
     HostSigned,
     /// The host's TPM quote proves which provider OS runs the VM.
+    #[serde(rename = "host-verified")]
     HostVerified,
     /// The CPU's own report proves what runs in the VM.
+    #[serde(rename = "hardware-verified")]
     HardwareVerified,
 }
 
 /// An amount of something that the paper lets a developer leave open [5.3].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, CandidType, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub enum Quota {
     /// Without limit.
+    #[serde(rename = "unlimited")]
     Unlimited,
     /// So many units (GiB of storage, Mbit/s of bandwidth).
+    #[serde(rename = "limited")]
     Limited(u64),
 }
 
 /// Whether the VM's disk must be encrypted on the host with a key of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, CandidType, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub enum AtRest {
     /// The host decides.
+    #[serde(rename = "any")]
     Any,
     /// LUKS2 or no contract.
+    #[serde(rename = "encrypted")]
     Encrypted,
 }
 
@@ -297,11 +315,12 @@ pub struct ImageRef {
 
 /// Transport protocol of a port lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, CandidType, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub enum Transport {
     /// TCP.
+    #[serde(rename = "tcp")]
     Tcp,
     /// UDP.
+    #[serde(rename = "udp")]
     Udp,
 }
 
@@ -359,33 +378,41 @@ pub struct RentArgs {
 
 /// Where a contract stands. Every state but `Ended` has a deadline and an exit with the money accounted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, CandidType, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub enum ContractState {
     /// Paid into escrow; the host has until `deadline` to accept.
+    #[serde(rename = "requested")]
     Requested,
     /// Accepted; the host has until `deadline` to have evidence verified.
+    #[serde(rename = "accepted")]
     Accepted,
     /// Evidence verified: the clock runs until `deadline` (the end of the paid period).
+    #[serde(rename = "active")]
     Active,
     /// Over. The host still has to release what it holds.
+    #[serde(rename = "ended")]
     Ended(EndReason),
 }
 
 /// Why a contract ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, CandidType, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub enum EndReason {
     /// The host refused: all refunded.
+    #[serde(rename = "refused")]
     Refused,
     /// Not accepted in time: all refunded.
+    #[serde(rename = "accept-timeout")]
     AcceptTimeout,
     /// Evidence not verified in time: all refunded.
+    #[serde(rename = "confirm-timeout")]
     ConfirmTimeout,
     /// The developer cancelled: unused escrow refunded.
+    #[serde(rename = "cancelled")]
     Cancelled,
     /// The paid period is over.
+    #[serde(rename = "period-over")]
     PeriodOver,
     /// The host reported the VM gone: accrual stopped there, the rest refunded.
+    #[serde(rename = "vm-gone")]
     VmGone,
 }
 
@@ -465,7 +492,7 @@ pub struct Contract {
     pub grade: Grade,
     /// How to reach the VM.
     pub endpoint: Option<Endpoint>,
-    /// Why the last evidence was refused.
+    /// Why the last evidence was refused; at the end also the host's reason of `refuse` or `vm_gone`.
     pub refusals: Vec<String>,
     /// Whether the host has let go of everything.
     pub released: bool,
@@ -665,4 +692,52 @@ pub enum LedgerError {
         /// The attestation result (EAR) as JSON.
         result: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_variant_survives_candid_and_has_its_kebab_name_in_json() {
+        fn both<T>(value: T, name: &str)
+        where
+            T: CandidType + Serialize + for<'a> Deserialize<'a> + PartialEq + std::fmt::Debug,
+        {
+            assert_eq!(
+                candid::decode_one::<T>(&candid::encode_one(&value).unwrap()).unwrap(),
+                value
+            );
+            let json = serde_json::to_string(&value).unwrap();
+            assert!(json.contains(name), "{json}");
+            assert_eq!(serde_json::from_str::<T>(&json).unwrap(), value);
+        }
+        both(VmKind::Plain, "plain");
+        both(VmKind::SevSnp, "sev-snp");
+        both(VmKind::Tdx, "tdx");
+        both(Grade::Unconfirmed, "unconfirmed");
+        both(Grade::HostSigned, "host-signed");
+        both(Grade::HostVerified, "host-verified");
+        both(Grade::HardwareVerified, "hardware-verified");
+        both(Quota::Unlimited, "unlimited");
+        both(Quota::Limited(3), "limited");
+        both(AtRest::Any, "any");
+        both(AtRest::Encrypted, "encrypted");
+        both(Transport::Tcp, "tcp");
+        both(Transport::Udp, "udp");
+        both(ContractState::Requested, "requested");
+        both(ContractState::Accepted, "accepted");
+        both(ContractState::Active, "active");
+        both(ContractState::Ended(EndReason::Refused), "refused");
+        both(ContractState::Ended(EndReason::AcceptTimeout), "accept-timeout");
+        both(ContractState::Ended(EndReason::ConfirmTimeout), "confirm-timeout");
+        both(ContractState::Ended(EndReason::Cancelled), "cancelled");
+        both(ContractState::Ended(EndReason::PeriodOver), "period-over");
+        both(ContractState::Ended(EndReason::VmGone), "vm-gone");
+        let refused: Result<(), LedgerError> = Err(LedgerError::EvidenceRefused {
+            reasons: vec!["r".into()],
+            result: "{}".into(),
+        });
+        both(refused, "EvidenceRefused");
+    }
 }

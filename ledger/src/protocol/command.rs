@@ -1,0 +1,277 @@
+//! The update methods as typed commands, their replies, and how both look in Candid.
+
+use candid::de::{DecoderConfig, IDLDeserialize};
+use candid::{CandidType, Nat};
+use icrc_ledger_types::icrc1::transfer::{TransferArg, TransferError};
+use serde::Deserialize;
+
+use super::block::ARGUMENT_MAX;
+use crate::api::{
+    Confirmation, Contract, ContractId, Digest32, ExtendArgs, HeartbeatArgs, HostDelegation, LedgerError,
+    OfferingId, OfferingSpec, ProviderProfile, RefuseArgs, RentArgs, SubmitEvidenceArgs, VmGoneArgs,
+};
+
+/// The method name of `Command::Tick` in blocks; no caller can say it.
+pub(crate) const TICK: &str = "tick";
+
+/// One update. `tick` comes from the ledger itself and has no outside name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Pushes every overdue deadline.
+    Tick,
+    /// `icrc1_transfer`.
+    Transfer(TransferArg),
+    /// `register_provider`.
+    RegisterProvider(ProviderProfile),
+    /// `register_developer`.
+    RegisterDeveloper,
+    /// `register_host`.
+    RegisterHost(HostDelegation),
+    /// `publish_offering`.
+    PublishOffering(OfferingSpec),
+    /// `withdraw_offering`.
+    WithdrawOffering(OfferingId),
+    /// `rent`.
+    Rent(RentArgs),
+    /// `accept`.
+    Accept(ContractId),
+    /// `refuse`.
+    Refuse(RefuseArgs),
+    /// `contract_nonce`.
+    ContractNonce(ContractId),
+    /// `submit_evidence`.
+    SubmitEvidence(SubmitEvidenceArgs),
+    /// `extend`.
+    Extend(ExtendArgs),
+    /// `cancel`.
+    Cancel(ContractId),
+    /// `vm_gone`.
+    VmGone(VmGoneArgs),
+    /// `released`.
+    Released(ContractId),
+    /// `heartbeat`.
+    Heartbeat(HeartbeatArgs),
+    /// `settle`.
+    Settle(ContractId),
+}
+
+/// The answer to a command; each method has one kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// `tick`: what ended.
+    Ended(Vec<ContractId>),
+    /// `icrc1_transfer`: index of the block, or the standard's error.
+    Transfer(Result<Nat, TransferError>),
+    /// Done; nothing to tell.
+    Done,
+    /// `publish_offering`.
+    Offering(OfferingId),
+    /// `rent`.
+    Contract(ContractId),
+    /// `contract_nonce`.
+    Nonce(Digest32),
+    /// `submit_evidence`.
+    Confirmed(Confirmation),
+    /// `extend`, `cancel`, `settle`: the contract as it is now.
+    Now(Box<Contract>),
+}
+
+/// Whether a method changes the ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MethodKind {
+    /// It doesn't.
+    Query,
+    /// It may.
+    Update,
+}
+
+/// The call can't be understood; it isn't a `LedgerError`, since the method's own reply type is unknown or unreachable.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Reject {
+    /// No such method.
+    #[error("the ledger has no {kind:?} method {method:?}")]
+    UnknownMethod {
+        /// As called.
+        method: String,
+        /// As called.
+        kind: MethodKind,
+    },
+    /// The argument isn't Candid of the method's type.
+    #[error("the argument of {method} can't be read: {why}")]
+    Malformed {
+        /// Which method.
+        method: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+const QUERIES: &[&str] = &[
+    "icrc1_name",
+    "icrc1_symbol",
+    "icrc1_decimals",
+    "icrc1_fee",
+    "icrc1_metadata",
+    "icrc1_total_supply",
+    "icrc1_minting_account",
+    "icrc1_balance_of",
+    "icrc1_supported_standards",
+    "ledger_info",
+    "match_offerings",
+    "why_not",
+    "contract",
+    "evidence",
+    "host_contracts",
+    "account_contracts",
+    "reputation",
+    "offerings",
+    "invariants",
+];
+
+const UPDATES: &[&str] = &[
+    "icrc1_transfer",
+    "register_provider",
+    "register_developer",
+    "register_host",
+    "publish_offering",
+    "withdraw_offering",
+    "rent",
+    "accept",
+    "refuse",
+    "contract_nonce",
+    "submit_evidence",
+    "extend",
+    "cancel",
+    "vm_gone",
+    "released",
+    "heartbeat",
+    "settle",
+];
+
+/// What the method is; `None`: there is none of that name.
+pub fn method_kind(method: &str) -> Option<MethodKind> {
+    if QUERIES.contains(&method) {
+        Some(MethodKind::Query)
+    } else if UPDATES.contains(&method) {
+        Some(MethodKind::Update)
+    } else {
+        None
+    }
+}
+
+/// Reads one Candid argument with bounded effort: cost and skipping are limited, whatever the bytes say.
+pub(crate) fn decode<T: CandidType + for<'a> Deserialize<'a>>(
+    method: &str,
+    argument: &[u8],
+) -> Result<T, Reject> {
+    read(method, argument, |de| de.get_value())
+}
+
+fn nothing(method: &str, argument: &[u8]) -> Result<(), Reject> {
+    read(method, argument, |_| Ok(()))
+}
+
+fn read<T>(
+    method: &str,
+    argument: &[u8],
+    value: impl FnOnce(&mut IDLDeserialize<'_>) -> candid::Result<T>,
+) -> Result<T, Reject> {
+    let malformed = |why: String| Reject::Malformed {
+        method: method.to_owned(),
+        why,
+    };
+    if argument.len() > ARGUMENT_MAX {
+        return Err(malformed(format!(
+            "{} bytes, at most {ARGUMENT_MAX}",
+            argument.len()
+        )));
+    }
+    let mut config = DecoderConfig::new();
+    config
+        .set_decoding_quota(20_000_000)
+        .set_skipping_quota(50_000)
+        .set_full_error_message(false);
+    let mut de = IDLDeserialize::new_with_config(argument, &config).map_err(|e| malformed(e.to_string()))?;
+    let value = value(&mut de).map_err(|e| malformed(e.to_string()))?;
+    de.done().map_err(|e| malformed(e.to_string()))?;
+    Ok(value)
+}
+
+/// Candid of one value. It can fail only where the writer does, and a `Vec` doesn't.
+pub(crate) fn encode<T: CandidType>(value: &T) -> Vec<u8> {
+    candid::encode_one(value).unwrap_or_default()
+}
+
+impl Command {
+    /// The command that a call of `method` means.
+    pub fn decode(method: &str, argument: &[u8]) -> Result<Self, Reject> {
+        Ok(match method {
+            "icrc1_transfer" => Self::Transfer(decode(method, argument)?),
+            "register_provider" => Self::RegisterProvider(decode(method, argument)?),
+            "register_developer" => nothing(method, argument).map(|()| Self::RegisterDeveloper)?,
+            "register_host" => Self::RegisterHost(decode(method, argument)?),
+            "publish_offering" => Self::PublishOffering(decode(method, argument)?),
+            "withdraw_offering" => Self::WithdrawOffering(decode(method, argument)?),
+            "rent" => Self::Rent(decode(method, argument)?),
+            "accept" => Self::Accept(decode(method, argument)?),
+            "refuse" => Self::Refuse(decode(method, argument)?),
+            "contract_nonce" => Self::ContractNonce(decode(method, argument)?),
+            "submit_evidence" => Self::SubmitEvidence(decode(method, argument)?),
+            "extend" => Self::Extend(decode(method, argument)?),
+            "cancel" => Self::Cancel(decode(method, argument)?),
+            "vm_gone" => Self::VmGone(decode(method, argument)?),
+            "released" => Self::Released(decode(method, argument)?),
+            "heartbeat" => Self::Heartbeat(decode(method, argument)?),
+            "settle" => Self::Settle(decode(method, argument)?),
+            _ => {
+                return Err(Reject::UnknownMethod {
+                    method: method.to_owned(),
+                    kind: MethodKind::Update,
+                });
+            }
+        })
+    }
+
+    /// Method name and canonical argument, as they stand in a block.
+    pub fn encode(&self) -> (&'static str, Vec<u8>) {
+        match self {
+            Self::Tick => (TICK, Vec::new()),
+            Self::Transfer(a) => ("icrc1_transfer", encode(a)),
+            Self::RegisterProvider(a) => ("register_provider", encode(a)),
+            Self::RegisterDeveloper => ("register_developer", candid::encode_args(()).unwrap_or_default()),
+            Self::RegisterHost(a) => ("register_host", encode(a)),
+            Self::PublishOffering(a) => ("publish_offering", encode(a)),
+            Self::WithdrawOffering(a) => ("withdraw_offering", encode(a)),
+            Self::Rent(a) => ("rent", encode(a)),
+            Self::Accept(a) => ("accept", encode(a)),
+            Self::Refuse(a) => ("refuse", encode(a)),
+            Self::ContractNonce(a) => ("contract_nonce", encode(a)),
+            Self::SubmitEvidence(a) => ("submit_evidence", encode(a)),
+            Self::Extend(a) => ("extend", encode(a)),
+            Self::Cancel(a) => ("cancel", encode(a)),
+            Self::VmGone(a) => ("vm_gone", encode(a)),
+            Self::Released(a) => ("released", encode(a)),
+            Self::Heartbeat(a) => ("heartbeat", encode(a)),
+            Self::Settle(a) => ("settle", encode(a)),
+        }
+    }
+}
+
+/// The Candid reply of an update.
+pub fn encode_reply(result: &Result<Reply, LedgerError>) -> Vec<u8> {
+    fn ok<T: CandidType>(value: T) -> Vec<u8> {
+        encode(&Ok::<T, LedgerError>(value))
+    }
+    match result {
+        // `()` stands for every T here: Candid's variant subtyping lets each client read `Err` as its own type.
+        Err(error) => encode(&Err::<(), &LedgerError>(error)),
+        Ok(Reply::Transfer(result)) => encode(result),
+        Ok(Reply::Done) => ok(()),
+        Ok(Reply::Ended(ids)) => ok(ids),
+        Ok(Reply::Offering(id)) => ok(id),
+        Ok(Reply::Contract(id)) => ok(id),
+        Ok(Reply::Nonce(nonce)) => ok(nonce),
+        Ok(Reply::Confirmed(confirmation)) => ok(confirmation),
+        Ok(Reply::Now(contract)) => ok(contract.as_ref()),
+    }
+}
