@@ -1,1 +1,3 @@
 //! integration
+pub mod libvirt_harness;
+pub mod tiny_guest;

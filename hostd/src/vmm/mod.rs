@@ -4,6 +4,11 @@
 //! ends it. It decides nothing: what a VM looks like is the spec's, when it starts or ends is the supervisor's.
 //! Every method may be called again after a crash at any point and ends in the same place.
 
+pub mod check;
+pub mod cloud_hypervisor;
+pub mod libvirt;
+pub mod machine;
+
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -175,6 +180,22 @@ pub enum VmmError {
         /// What is missing, and what would help.
         why: String,
     },
+    /// The spec holds something that no VMM could be given, or given safely.
+    #[error("the VM's {field} can't be used: {why}")]
+    Spec {
+        /// Which part.
+        field: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The service that runs VMs can't be reached; the VMs themselves may well be alive.
+    #[error("cannot reach {service}: {why}")]
+    Unreachable {
+        /// Which, and where.
+        service: String,
+        /// What connecting said.
+        why: String,
+    },
     /// The VMM didn't keep a security-relevant field: the VM must not start.
     #[error("{field} was asked as {wanted}, but the VMM shows {found}; refusing to start the VM")]
     ReadBack {
@@ -221,7 +242,7 @@ pub enum VmmError {
 impl VmmError {
     /// Whether the same call may pass later without anything else being changed.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Timeout { .. })
+        matches!(self, Self::Timeout { .. } | Self::Unreachable { .. })
     }
 }
 
@@ -266,4 +287,60 @@ pub trait Vmm: Send + Sync {
         vcpus: Option<u32>,
         memory_mib: Option<u64>,
     ) -> Result<(), VmmError>;
+}
+
+#[cfg(test)]
+pub(crate) mod test_spec {
+    use super::*;
+
+    /// An ordinary VM.
+    pub(crate) fn spec() -> VmSpec {
+        let mut id = [0xab; 32];
+        id[..8].copy_from_slice(&[0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef]);
+        let disk = |path: &str, access, serial: &str| Disk {
+            path: path.into(),
+            access,
+            serial: serial.to_owned(),
+        };
+        VmSpec {
+            id: ContractId::from_slice(&id).unwrap(),
+            kind: VmKind::Plain,
+            vcpus: 2,
+            memory_mib: 1024,
+            hugepages: Hugepages::No,
+            boot: Boot {
+                firmware: None,
+                kernel: "/var/lib/hostd/images/1f/vmlinuz".into(),
+                initrd: Some("/var/lib/hostd/images/1f/initrd".into()),
+                cmdline: "console=ttyS0 console=hvc0 panic=-1".to_owned(),
+            },
+            disks: vec![
+                disk("/var/lib/hostd/disks/0123.raw", Access::ReadWrite, "data"),
+                disk("/var/lib/hostd/seeds/0123.img", Access::ReadOnly, "cidata"),
+            ],
+            nic: Nic {
+                slot: 3,
+                mac: "02:dc:00:00:00:03".to_owned(),
+                ip4: Ipv4Addr::new(100, 64, 0, 3),
+            },
+            host_data: None,
+            vfio: Vec::new(),
+            run_dir: "/run/hostd/vm/0123456789abcdef".into(),
+            uid: 0,
+        }
+    }
+
+    /// The same as a confidential VM.
+    pub(crate) fn confidential(kind: VmKind) -> VmSpec {
+        let spec = spec();
+        VmSpec {
+            kind,
+            host_data: Some(spec.id.0),
+            boot: Boot {
+                firmware: Some("/var/lib/hostd/images/1f/OVMF.fd".into()),
+                ..spec.boot.clone()
+            },
+            ..spec
+        }
+    }
 }
