@@ -3,14 +3,17 @@
 //! | module | what |
 //! |---|---|
 //! | [`api`] | the Candid types and method names that everything here speaks |
-//! | [`crypto`] | public keys, their principals, and signatures of the three kinds that the Internet Computer knows |
-//! | [`protocol`] | the rules: a deterministic state machine over blocks |
+//! | [`protocol`] | the paper's rules as a deterministic state machine over blocks |
+//! | [`node`] | `ledgerd`: one node behind the Internet Computer's HTTP interface |
 //! | [`client`] | the typed client on `ic-agent` that hostd and `decent` use |
+//! | [`crypto`] | public keys, their principals, and signatures of the three kinds that the Internet Computer knows |
 pub mod api;
 mod bytes;
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(feature = "crypto")]
 pub mod crypto;
+#[cfg(feature = "node")]
+pub mod node;
 #[cfg(feature = "protocol")]
 pub mod protocol;
