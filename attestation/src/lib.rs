@@ -1,1 +1,48 @@
 //! Evidence in, verdict out.
+//!
+//! A verifier for the evidence that confidential VMs give about themselves, in the words of RATS (RFC 9334):
+//!
+//! | word | here |
+//! |---|---|
+//! | evidence | [`Evidence`]: what the CPU says about the VM, and the keys that the VM made for itself |
+//! | endorsements | [`Endorsements`]: the maker's certificates and revocation lists |
+//! | trust anchors | [`Roots`]: AMD's root keys, pinned; a test root only by name, and it taints the result |
+//! | appraisal policy, reference values | [`Policy`] |
+//! | attestation result | [`AttestationResult`]: every check on a line of its own, a verdict, a grade |
+//!
+//! [`verify`] is a function of its arguments: it has no clock, no network, no randomness. Whoever has the same bytes can
+//! repeat a verdict years later. Inside, `parse → authenticate → appraise → result` are types of their own, so that
+//! bytes which nobody authenticated can't be appraised.
+//!
+//! | module | for |
+//! |---|---|
+//! | [`snp`] | AMD SEV-SNP: the report's fields, its certificates, its revocation lists |
+//! | [`measure`] | reference values: the SNP launch digest of firmware + kernel + initrd + command line |
+//! | [`agent`] | how a host asks the agent in a VM for evidence |
+//! | `sim` (feature) | a platform that issues real-format evidence under its own root |
+//!
+//! What evidence can't show: physical attacks on the memory bus, and who owns the machine.
+
+mod binding;
+mod cbor;
+mod crypto;
+mod endorsements;
+mod evidence;
+mod policy;
+mod result;
+mod roots;
+mod verify;
+
+pub mod agent;
+pub mod measure;
+pub mod snp;
+
+pub use binding::{Binding, REPORT_DATA_DOMAIN};
+pub use endorsements::{Endorsements, EndorsementsError};
+pub use evidence::{
+    CpuEvidence, EVIDENCE_LEN_MAX, Evidence, EvidenceError, GuestKeys, SshHostKey, SshHostKeyError,
+};
+pub use policy::{Policy, PolicyError, Requirement};
+pub use result::{AttestationResult, Check, Grade, Outcome, Reason, Trust, Verdict};
+pub use roots::{Roots, RootsError};
+pub use verify::verify;
