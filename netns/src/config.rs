@@ -66,7 +66,8 @@ pub struct HaproxyConfig {
     /// Port for plain HTTP, routed by the `Host` header to port 80 of the VM.
     #[serde(default = "http_port")]
     pub http_port: u16,
-    /// Connections that HAProxy carries at once, all tenants together (each costs about 4 kB and 2 file descriptors).
+    /// Connections that HAProxy carries at once, all tenants together (each costs about 4 kB and 2 file descriptors; HAProxy
+    /// refuses to start if the limit of open files doesn't allow them).
     #[serde(default = "haproxy_connections")]
     pub max_connections: u32,
 }
@@ -84,7 +85,7 @@ fn http_port() -> u16 {
 }
 
 fn haproxy_connections() -> u32 {
-    20_000
+    8_000
 }
 
 /// Who starts HAProxy.

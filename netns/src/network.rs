@@ -204,6 +204,17 @@ impl Network {
         Ok(changes)
     }
 
+    /// Like [`converge`](Self::converge), but stops after `steps` steps, as if the process had died there. For tests.
+    #[doc(hidden)]
+    pub async fn converge_cut_off(&self, desired: &Desired, steps: usize) -> Result<Changes, ConvergeError> {
+        let mut state = self.state.lock().await;
+        state.remembered = None;
+        let observed = self.look(&state).await.map_err(ConvergeError::Observe)?;
+        let mut plan = plan(&self.config, &observed, desired);
+        plan.0.truncate(steps);
+        self.follow(&mut state, plan, desired).await
+    }
+
     /// Does the steps, one after the other. After a failure, later steps of the same scope are left out; after one of the
     /// host's, all are: its rules are what closes everything else.
     async fn follow(

@@ -19,7 +19,8 @@
 //! **Host**: an address must come from its own tenant's veth. Towards the internet everything but private and special
 //! networks, `deny`, and other tenants; resolvers on port 53 even if private. Towards the host: pings and HAProxy's two
 //! ports. From outside: only what a lease forwards, or answers. A lease also works from inside (hairpin), with the host's
-//! address as the sender. Open flows per VM are counted and bounded in both directions.
+//! address as the sender. Open flows per VM are counted and bounded in both directions. A TCP flow begins with a SYN: one
+//! whose entry was deleted doesn't come back to life with its next packet, but gets a reset.
 //!
 //! Rules match interfaces by `<prefix>-*`, so an interface that appears before its elements is closed. Traffic that isn't
 //! about tenants is left alone (`policy accept`), whatever else runs on the host.
@@ -281,6 +282,7 @@ table inet {table} {{
 	}}
 	chain forward_from_tenant {{
 		ct state vmap {{ established : accept, related : accept, invalid : drop }}
+		tcp flags & (fin | syn | rst | ack) != syn reject with tcp reset
 		add @flows_out {{ ip saddr ct count over {flows} }} counter name dropped_flows drop
 		oifname "{prefix}-*" ct status dnat accept
 		oifname != "{wan}" drop
@@ -290,6 +292,7 @@ table inet {table} {{
 	}}
 	chain forward_to_tenant {{
 		ct state vmap {{ established : accept, related : accept, invalid : drop }}
+		tcp flags & (fin | syn | rst | ack) != syn reject with tcp reset
 		ct status dnat add @flows_in {{ ip daddr ct count over {flows} }} counter name dropped_flows drop
 		ct status dnat accept
 		counter name dropped_unasked drop
@@ -369,11 +372,7 @@ pub(crate) fn guard_elements(config: &Config, vms: &[&VmNet]) -> Elements {
                     &format!("limit_{direction}"),
                     format!("{tap} : {limit}"),
                 );
-                put(
-                    &mut elements,
-                    LIMITS,
-                    limit_element(&limit, rate(mbps), burst(mbps)),
-                );
+                put(&mut elements, LIMITS, limit_element(&limit, rate(mbps), BURST));
             }
         }
     }
@@ -385,10 +384,9 @@ fn rate(mbps: u32) -> u64 {
     u64::from(mbps) * 125_000
 }
 
-/// Bytes let through at once: a tenth of a second, at least 64 kB (one large offloaded segment); nft keeps it in 32 bits.
-fn burst(mbps: u32) -> u64 {
-    (rate(mbps) / 10).clamp(65_536, u64::from(u32::MAX))
-}
+/// Bytes let through beyond the rate: one large offloaded segment. The kernel's bucket holds this and one second's worth
+/// (nft_limit.c: `nsecs * (rate + burst) / rate`), so a VM that was idle may send for a second at full speed.
+const BURST: u64 = 65_536;
 
 /// How a limit object stands in [`Elements`].
 fn limit_element(name: &str, rate: u64, burst: u64) -> String {
@@ -552,12 +550,21 @@ pub(crate) fn read_listing(which: Which, config: &Config, json: &str) -> Result<
                 }
             }
             "limit" if which == Which::Guard => {
-                let number = |key| fields.get(key).and_then(Value::as_u64).unwrap_or_default();
-                put(
-                    &mut listing.elements,
-                    LIMITS,
-                    limit_element(&name, number("rate"), number("burst")),
-                );
+                // nft writes 65536 bytes as 64 kbytes.
+                let bytes = |number: &str, unit: &str| {
+                    let factor = match fields.get(unit).and_then(Value::as_str) {
+                        Some("kbytes") => 1 << 10,
+                        Some("mbytes") => 1 << 20,
+                        _ => 1,
+                    };
+                    fields
+                        .get(number)
+                        .and_then(Value::as_u64)
+                        .unwrap_or_default()
+                        .saturating_mul(factor)
+                };
+                let (rate, burst) = (bytes("rate", "rate_unit"), bytes("burst", "burst_unit"));
+                put(&mut listing.elements, LIMITS, limit_element(&name, rate, burst));
                 continue;
             }
             "counter" => {
@@ -688,16 +695,26 @@ mod tests {
     }
 
     #[test]
-    fn bursts_fit_in_what_nft_keeps() {
-        for (mbps, want) in [(1, 65_536), (100, 1_250_000), (400_000, u64::from(u32::MAX))] {
-            assert_eq!(burst(mbps), want, "{mbps} Mbit/s");
-        }
-    }
-
-    #[test]
-    fn a_listing_that_is_not_nfts_is_an_error() {
+    fn listings_are_read_in_any_unit_and_one_that_is_not_nfts_is_an_error() {
         for json in ["", "{}", "[]", "{\"nftables\": 7}", "{\"nftables\": ["] {
             assert!(read_listing(Which::Host, &config(), json).is_err(), "{json}");
+        }
+        // Limits of every size read back as they were written.
+        for mbps in [1, 8, 1_000, 1_024, 400_000] {
+            let (rate, unit) = match rate(mbps) {
+                rate if rate % (1 << 20) == 0 => (rate >> 20, "mbytes"),
+                rate if rate % (1 << 10) == 0 => (rate >> 10, "kbytes"),
+                rate => (rate, "bytes"),
+            };
+            let json = format!(
+                r#"{{"nftables": [{{"limit": {{"table": "guard", "name": "sent1", "rate": {rate}, "rate_unit": "{unit}",
+                "per": "second", "burst": 64, "burst_unit": "kbytes"}}}}]}}"#
+            );
+            let listing = read_listing(Which::Guard, &config(), &json).unwrap().unwrap();
+            assert_eq!(
+                listing.elements[LIMITS],
+                BTreeSet::from([limit_element("sent1", super::rate(mbps), BURST)])
+            );
         }
         let odd = r#"{"nftables": [7, {}, {"table": {"name": "dc_host"}}, {"set": {"table": "dc_host", "name": "sources", "elem": 7}}]}"#;
         assert!(read_listing(Which::Host, &config(), odd).unwrap().is_some());

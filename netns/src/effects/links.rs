@@ -11,7 +11,7 @@ use rtnetlink::packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope};
 use rtnetlink::{Error, Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 use tokio::runtime::Runtime;
 
@@ -291,11 +291,13 @@ impl<'a> Links<'a> {
             .map_err(nl(what))
     }
 
-    /// Removes the route to one address; absent is fine.
+    /// Removes the route to one address, whoever added it; absent is fine.
     pub(crate) fn remove_route(&self, index: u32, to: Ipv4Addr) -> Result<(), NetError> {
         let route = RouteMessageBuilder::<Ipv4Addr>::new()
             .output_interface(index)
             .destination_prefix(to, 32)
+            .protocol(RouteProtocol::Unspec)
+            .scope(RouteScope::NoWhere)
             .build();
         match self.runtime.block_on(self.handle.route().del(route).execute()) {
             Err(error) if !is(&error, libc::ESRCH) => Err(nl(format!("remove the route to {to}"))(error)),

@@ -154,10 +154,10 @@ pub(crate) fn find_tap(worker: &Worker, slot: Slot, guess: Option<&TenantId>) ->
         .filter(|(_, live)| *live)
         .map(|(tenant, _)| tenant)
         .collect();
-    if let Some(tenant) = guess.filter(|tenant| live.contains(tenant)) {
-        if at_home(tenant)? {
-            return Ok(Place::Home(tenant.clone()));
-        }
+    if let Some(tenant) = guess.filter(|tenant| live.contains(tenant))
+        && at_home(tenant)?
+    {
+        return Ok(Place::Home(tenant.clone()));
     }
     if let Some(link) = worker.links()?.find(name.as_str())? {
         return Ok(Place::Host(link.alias.and_then(|alias| alias.parse().ok())));

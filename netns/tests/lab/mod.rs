@@ -18,21 +18,21 @@ use netns::{Config, Desired, HaproxyConfig, Lease, Network, Slot, Transport, VmN
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 
-pub const HOST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
-pub const WAN: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+pub(crate) const WAN: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 /// A LAN behind the wan, and a cloud's metadata service.
-pub const LAN: Ipv4Addr = Ipv4Addr::new(192, 168, 50, 1);
-pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+pub(crate) const LAN: Ipv4Addr = Ipv4Addr::new(192, 168, 50, 1);
+pub(crate) const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
 /// How long to wait for what must not happen.
-pub const QUIET: Duration = Duration::from_millis(300);
+pub(crate) const QUIET: Duration = Duration::from_millis(300);
 /// How long to wait for what must.
-pub const SOON: Duration = Duration::from_secs(5);
+pub(crate) const SOON: Duration = Duration::from_secs(5);
 
-pub struct Lab {
-    pub prefix: String,
-    pub config: Config,
-    pub dir: tempfile::TempDir,
+pub(crate) struct Lab {
+    pub(crate) prefix: String,
+    pub(crate) config: Config,
+    pub(crate) dir: tempfile::TempDir,
     spaces: BTreeSet<String>,
     vms: BTreeMap<Slot, Vm>,
     servers: Vec<Server>,
@@ -40,7 +40,7 @@ pub struct Lab {
 }
 
 /// Runs a command, which must succeed.
-pub fn sh(line: &str) -> String {
+pub(crate) fn sh(line: &str) -> String {
     let output = Command::new("sh").args(["-ec", line]).output().expect("sh");
     assert!(
         output.status.success(),
@@ -51,7 +51,7 @@ pub fn sh(line: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-pub fn sh_ok(line: &str) -> bool {
+pub(crate) fn sh_ok(line: &str) -> bool {
     Command::new("sh")
         .args(["-c", line])
         .output()
@@ -62,7 +62,7 @@ pub fn sh_ok(line: &str) -> bool {
 
 impl Lab {
     /// Host and wan, joined by a veth; forwarding off, no rules.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let mut number = std::process::id()
             .wrapping_mul(31)
@@ -106,20 +106,20 @@ impl Lab {
         lab
     }
 
-    pub fn host(&self) -> String {
+    pub(crate) fn host(&self) -> String {
         format!("{}host", self.prefix)
     }
 
-    pub fn wan(&self) -> String {
+    pub(crate) fn wan(&self) -> String {
         format!("{}wan", self.prefix)
     }
 
-    pub fn tenant_space(&self, tenant: &str) -> String {
+    pub(crate) fn tenant_space(&self, tenant: &str) -> String {
         format!("{}-{tenant}", self.prefix)
     }
 
     /// Adds HAProxy to the settings.
-    pub fn with_haproxy(mut self) -> Self {
+    pub(crate) fn with_haproxy(mut self) -> Self {
         let mut haproxy: HaproxyConfig = toml::from_str("run_dir = \"/\"").unwrap();
         haproxy.run_dir = self.dir.path().join("haproxy");
         self.config.haproxy = Some(haproxy);
@@ -127,19 +127,19 @@ impl Lab {
     }
 
     /// A network as a freshly started hostd has it.
-    pub async fn open(&self) -> Network {
+    pub(crate) async fn open(&self) -> Network {
         let host = File::open(format!("/run/netns/{}", self.host())).unwrap();
         Network::open_in(self.config.clone(), host.into()).await.unwrap()
     }
 
     /// A VM that behaves: its card is `eth0` in a namespace of its own, joined with the tap by a thread, as a VMM would.
-    pub async fn boot(&mut self, network: &Network, slot: Slot) {
+    pub(crate) async fn boot(&mut self, network: &Network, slot: Slot) {
         let tap = network.open_tap(slot).await.unwrap();
         self.attach(slot, tap);
     }
 
     /// The same with a tap that is open already.
-    pub fn attach(&mut self, slot: Slot, tap: OwnedFd) {
+    pub(crate) fn attach(&mut self, slot: Slot, tap: OwnedFd) {
         let space = self.vm(slot);
         let ip4 = self.config.ip4(slot);
         sh(&format!("ip netns add {space}; ip -n {space} link set lo up"));
@@ -157,24 +157,29 @@ impl Lab {
     }
 
     /// Ends a VM: the VMM closes its tap.
-    pub fn halt(&mut self, slot: Slot) {
+    pub(crate) fn halt(&mut self, slot: Slot) {
         self.vms.remove(&slot);
         sh(&format!("ip netns del {}", self.vm(slot)));
         self.spaces.remove(&self.vm(slot));
     }
 
     /// Namespace of a VM.
-    pub fn vm(&self, slot: Slot) -> String {
+    pub(crate) fn vm(&self, slot: Slot) -> String {
         format!("{}vm{slot}", self.prefix)
     }
 
     /// TCP and UDP servers in a namespace that answer with `<name> sees <address of the peer>`, line by line.
-    pub fn serve(&mut self, space: &str, name: &str, port: u16) {
-        self.servers.push(Server::start(space, name, port));
+    pub(crate) fn serve(&mut self, space: &str, name: &str, port: u16) {
+        self.serve_at(space, Ipv4Addr::UNSPECIFIED, name, port);
+    }
+
+    /// The same on one address.
+    pub(crate) fn serve_at(&mut self, space: &str, ip4: Ipv4Addr, name: &str, port: u16) {
+        self.servers.push(Server::start(space, (ip4, port), name));
     }
 
     /// A background process in a namespace.
-    pub fn spawn(&mut self, space: &str, line: &str) {
+    pub(crate) fn spawn(&mut self, space: &str, line: &str) {
         let child = Command::new("ip")
             .args(["netns", "exec", space, "sh", "-c", &format!("exec {line}")])
             .stdin(std::process::Stdio::piped())
@@ -186,7 +191,7 @@ impl Lab {
     }
 
     /// Names in /run/netns that begin with our prefix and a dash, and links of the host with our prefix.
-    pub fn leftovers(&self) -> Vec<String> {
+    pub(crate) fn leftovers(&self) -> Vec<String> {
         let mut left = Vec::new();
         for entry in std::fs::read_dir("/run/netns").unwrap().flatten() {
             let name = entry.file_name().into_string().unwrap();
@@ -198,7 +203,7 @@ impl Lab {
         left.extend(
             links
                 .lines()
-                .filter(|line| line.contains(&self.prefix))
+                .filter(|line| line.split(": ").nth(1).unwrap_or(line).contains(&self.prefix))
                 .map(str::to_owned),
         );
         let routes = sh(&format!("ip -n {} route", self.host()));
@@ -215,14 +220,22 @@ impl Lab {
                 .filter(|line| line.contains(&self.prefix))
                 .map(str::to_owned),
         );
+        left.extend(self.haproxies().into_iter().map(|pid| format!("haproxy {pid}")));
+        left
+    }
+
+    /// Processes of HAProxy that have our configuration.
+    pub(crate) fn haproxies(&self) -> Vec<nix::unistd::Pid> {
         let run_dir = self.dir.path().display().to_string();
-        for process in std::fs::read_dir("/proc").unwrap().flatten() {
+        let mut found = Vec::new();
+        for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
             let command = std::fs::read_to_string(process.path().join("cmdline")).unwrap_or_default();
+            let pid = process.file_name().to_str().and_then(|name| name.parse().ok());
             if command.contains("haproxy") && command.contains(&run_dir) {
-                left.push(command.replace('\0', " "));
+                found.extend(pid.map(nix::unistd::Pid::from_raw));
             }
         }
-        left
+        found
     }
 }
 
@@ -234,16 +247,8 @@ impl Drop for Lab {
         }
         self.servers.clear();
         self.vms.clear();
-        let run_dir = self.dir.path().display().to_string();
-        for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let command = std::fs::read_to_string(process.path().join("cmdline")).unwrap_or_default();
-            let pid = process.file_name().to_str().and_then(|name| name.parse().ok());
-            if let (true, Some(pid)) = (command.contains("haproxy") && command.contains(&run_dir), pid) {
-                let _ = nix::sys::signal::kill(
-                    nix::unistd::Pid::from_raw(pid),
-                    nix::sys::signal::Signal::SIGKILL,
-                );
-            }
+        for pid in self.haproxies() {
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         }
         let tenants = format!("{}-", self.prefix);
         for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
@@ -259,7 +264,7 @@ impl Drop for Lab {
 }
 
 /// Runs something in a namespace, on a thread of its own.
-pub fn inside<T: Send>(space: &str, job: impl FnOnce() -> T + Send) -> T {
+pub(crate) fn inside<T: Send>(space: &str, job: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             enter(space);
@@ -275,7 +280,7 @@ fn enter(space: &str) {
 }
 
 /// Opens a tap of this thread's namespace by name, as QEMU does.
-pub fn open_tap_by_name(name: &str) -> io::Result<OwnedFd> {
+pub(crate) fn open_tap_by_name(name: &str) -> io::Result<OwnedFd> {
     let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
     // SAFETY: ifreq is a plain C struct for which all zero is valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -348,11 +353,10 @@ struct Server {
 }
 
 impl Server {
-    fn start(space: &str, name: &str, port: u16) -> Self {
+    fn start(space: &str, at: (Ipv4Addr, u16), name: &str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (tcp, udp) = inside(space, || {
-            let any = (Ipv4Addr::UNSPECIFIED, port);
-            (TcpListener::bind(any).unwrap(), UdpSocket::bind(any).unwrap())
+            (TcpListener::bind(at).unwrap(), UdpSocket::bind(at).unwrap())
         });
         let (told, me) = (Arc::clone(&stop), name.to_owned());
         let tcp = std::thread::spawn(move || {
@@ -408,7 +412,7 @@ impl Drop for Server {
 }
 
 /// Asks a server over TCP from a namespace; the answer, or `None` if nothing comes within `patience`.
-pub fn tcp(space: &str, to: Ipv4Addr, port: u16, patience: Duration) -> Option<String> {
+pub(crate) fn tcp(space: &str, to: Ipv4Addr, port: u16, patience: Duration) -> Option<String> {
     inside(space, || {
         let mut stream = TcpStream::connect_timeout(&SocketAddr::from((to, port)), patience).ok()?;
         stream.set_read_timeout(Some(patience)).unwrap();
@@ -417,7 +421,7 @@ pub fn tcp(space: &str, to: Ipv4Addr, port: u16, patience: Duration) -> Option<S
 }
 
 /// Says one thing on an open connection and hears the answer.
-pub fn say(stream: &mut TcpStream) -> Option<String> {
+pub(crate) fn say(stream: &mut TcpStream) -> Option<String> {
     stream.write_all(b"?").ok()?;
     let mut answer = [0; 200];
     let length = stream.read(&mut answer).ok().filter(|length| *length > 0)?;
@@ -425,7 +429,7 @@ pub fn say(stream: &mut TcpStream) -> Option<String> {
 }
 
 /// Asks over UDP.
-pub fn udp(
+pub(crate) fn udp(
     space: &str,
     from: Option<Ipv4Addr>,
     to: Ipv4Addr,
@@ -443,7 +447,7 @@ pub fn udp(
 }
 
 /// Whether a ping is answered.
-pub fn ping(space: &str, to: Ipv4Addr) -> bool {
+pub(crate) fn ping(space: &str, to: Ipv4Addr) -> bool {
     use nix::sys::socket::{
         AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket,
     };
@@ -479,7 +483,7 @@ pub fn ping(space: &str, to: Ipv4Addr) -> bool {
 }
 
 /// A desired state of VMs only.
-pub fn vms(vms: &[(Slot, &str)]) -> Desired {
+pub(crate) fn vms(vms: &[(Slot, &str)]) -> Desired {
     let vm = |&(slot, tenant): &(Slot, &str)| {
         (
             slot,
@@ -496,7 +500,7 @@ pub fn vms(vms: &[(Slot, &str)]) -> Desired {
     }
 }
 
-pub fn lease(transport: Transport, public_port: u16, slot: Slot, vm_port: u16) -> Lease {
+pub(crate) fn lease(transport: Transport, public_port: u16, slot: Slot, vm_port: u16) -> Lease {
     Lease {
         transport,
         public_port,
@@ -506,7 +510,7 @@ pub fn lease(transport: Transport, public_port: u16, slot: Slot, vm_port: u16) -
 }
 
 /// Waits until something holds.
-pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + SOON;
     while !holds() {
         assert!(Instant::now() < deadline, "not within {SOON:?}: {what}");
