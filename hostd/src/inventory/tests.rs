@@ -291,12 +291,16 @@ fn each_thing_that_snp_needs_is_named_when_it_is_missing() {
         ("all is well", |_| (), &[]),
         (
             "an old kernel",
-            |m| drop(m.put(&[("proc/sys/kernel/osrelease", "6.1.0-40-amd64")])),
+            |m| {
+                m.put(&[("proc/sys/kernel/osrelease", "6.1.0-40-amd64")]);
+            },
             &["kernel"],
         ),
         (
             "passthrough",
-            |m| drop(m.put(&[("proc/cmdline", "quiet iommu=pt")])),
+            |m| {
+                m.put(&[("proc/cmdline", "quiet iommu=pt")]);
+            },
             &["iommu-passthrough"],
         ),
         (
@@ -308,7 +312,9 @@ fn each_thing_that_snp_needs_is_named_when_it_is_missing() {
         ),
         (
             "parameter off",
-            |m| drop(m.put(&[("sys/module/kvm_amd/parameters/sev_snp", "N")])),
+            |m| {
+                m.put(&[("sys/module/kvm_amd/parameters/sev_snp", "N")]);
+            },
             &["kvm-amd"],
         ),
         (
