@@ -27,6 +27,7 @@
 
 pub mod allocator;
 pub mod config;
+pub mod doctor;
 pub mod inventory;
 pub mod journal;
 pub mod ports;

@@ -15,7 +15,7 @@ mod gpu;
 mod pci;
 mod storage;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fs::File;
 use std::io::Read as _;

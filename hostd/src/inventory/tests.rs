@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::*;
 
 /// A machine in a temporary folder.
-struct Machine(tempfile::TempDir);
+pub(crate) struct Machine(tempfile::TempDir);
 
 impl Machine {
     fn new(files: &[(&str, &str)]) -> Self {
@@ -15,7 +15,7 @@ impl Machine {
         machine
     }
 
-    fn put(&self, files: &[(&str, &str)]) -> &Self {
+    pub(crate) fn put(&self, files: &[(&str, &str)]) -> &Self {
         for (path, text) in files {
             let path = self.path(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -36,7 +36,7 @@ impl Machine {
         self
     }
 
-    fn path(&self, path: &str) -> PathBuf {
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
         self.0.path().join(path)
     }
 
@@ -60,7 +60,7 @@ impl Machine {
         self
     }
 
-    fn take(&self) -> Inventory {
+    pub(crate) fn take(&self) -> Inventory {
         take(self.0.path())
     }
 }
@@ -91,7 +91,7 @@ fn cpuinfo(
     text
 }
 
-fn genoa() -> Machine {
+pub(crate) fn genoa() -> Machine {
     let cpu = cpuinfo(
         "AuthenticAMD",
         (0x19, 0x11),
@@ -158,7 +158,7 @@ fn genoa() -> Machine {
     machine
 }
 
-fn tdx_host() -> Machine {
+pub(crate) fn tdx_host() -> Machine {
     let flags = "vmx ept tme sgx tdx_host_platform aes";
     Machine::new(&[
         (
@@ -184,7 +184,7 @@ fn tdx_host() -> Machine {
 }
 
 /// The machines that these tests run on: a VM whose host hides SVM, with a `/dev/kvm` that can't run a guest (FACTS 1).
-fn software_virtualized_vm() -> Machine {
+pub(crate) fn software_virtualized_vm() -> Machine {
     Machine::new(&[
         (
             "proc/cpuinfo",
@@ -210,7 +210,7 @@ fn software_virtualized_vm() -> Machine {
     ])
 }
 
-fn gpu_host() -> Machine {
+pub(crate) fn gpu_host() -> Machine {
     let machine = genoa();
     machine
         .pci(
