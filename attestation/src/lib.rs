@@ -35,6 +35,8 @@ mod verify;
 
 pub mod agent;
 pub mod measure;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod snp;
 
 pub use binding::{Binding, REPORT_DATA_DOMAIN};

@@ -17,6 +17,10 @@
 //! the magic, takes bounded frames only, and the host ignores answers to questions it didn't ask ([`Deframer`]).
 
 mod frame;
+#[cfg(any(feature = "agent", feature = "sim"))]
+pub mod report;
+#[cfg(feature = "agent")]
+pub mod serve;
 
 use minicbor::Decoder;
 

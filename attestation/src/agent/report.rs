@@ -1,0 +1,205 @@
+//! Where a guest gets its report from: the kernel's configfs-tsm (Linux 6.7 and newer; `Documentation/ABI/testing/
+//! configfs-tsm-report`), or, in a simulated VM, the simulator's virtio-serial port. No ioctl, no `unsafe`.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use minicbor::Decoder;
+
+use super::{Deframer, SIMULATOR_PORT, frame};
+use crate::CpuEvidence;
+use crate::cbor::Writer;
+
+const TSM: &str = "/sys/kernel/config/tsm/report";
+/// One entry of the certificate table of an extended guest request (AMD 56421, GHCB, 4.1.8.1): GUID, offset, length.
+const TABLE_ENTRY: usize = 24;
+
+/// Where reports come from in this VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReportSource {
+    /// The kernel.
+    ConfigfsTsm,
+    /// The simulator's port.
+    Simulator,
+}
+
+/// No report.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// The kernel or the port gave an error.
+    #[error("cannot {what}: {why}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        why: io::Error,
+    },
+    /// Another kind of platform.
+    #[error("the kernel's report provider is {0:?}; this agent knows sev_guest")]
+    Provider(String),
+    /// The answer is not one.
+    #[error("the platform's answer is malformed")]
+    Malformed,
+}
+
+impl ReportSource {
+    /// What this VM has; `None`: nothing, an ordinary VM.
+    pub fn find() -> Option<Self> {
+        if Path::new(TSM).is_dir() {
+            Some(Self::ConfigfsTsm)
+        } else if Path::new("/dev/virtio-ports").join(SIMULATOR_PORT).exists() {
+            Some(Self::Simulator)
+        } else {
+            None
+        }
+    }
+
+    /// A report over `report_data`, with the certificates that came with it.
+    pub fn report(self, report_data: &[u8; 64]) -> Result<CpuEvidence, ReportError> {
+        let (report, table) = match self {
+            Self::ConfigfsTsm => configfs(report_data)?,
+            Self::Simulator => simulator(report_data)?,
+        };
+        Ok(CpuEvidence::SevSnp {
+            report,
+            certificates: certificates(&table),
+        })
+    }
+}
+
+fn io(what: &'static str) -> impl Fn(io::Error) -> ReportError {
+    move |why| ReportError::Io { what, why }
+}
+
+/// An entry of configfs-tsm; removed when dropped.
+struct Entry(PathBuf);
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        // Nothing depends on it: a leftover entry costs a few bytes.
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+fn configfs(report_data: &[u8; 64]) -> Result<(Vec<u8>, Vec<u8>), ReportError> {
+    let entry = Entry(Path::new(TSM).join("dc-agent"));
+    match fs::create_dir(&entry.0) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(io("create a report entry")(e)),
+        _ => {}
+    }
+    fs::write(entry.0.join("inblob"), report_data).map_err(io("write the report data"))?;
+    let provider = fs::read_to_string(entry.0.join("provider")).map_err(io("read the provider"))?;
+    if provider.trim() != "sev_guest" {
+        return Err(ReportError::Provider(provider.trim().to_owned()));
+    }
+    let report = fs::read(entry.0.join("outblob")).map_err(io("read the report"))?;
+    // Hosts that give no certificates have an empty table; the verifier's caller then brings them.
+    let table = fs::read(entry.0.join("auxblob")).unwrap_or_default();
+    Ok((report, table))
+}
+
+/// Opens a virtio-serial port by its name, waiting until it appears or `within` has passed.
+pub fn open_port(name: &str, within: Duration) -> io::Result<File> {
+    let path = Path::new("/dev/virtio-ports").join(name);
+    let deadline = Instant::now() + within;
+    loop {
+        match OpenOptions::new().read(true).write(true).open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(50));
+            }
+            other => return other,
+        }
+    }
+}
+
+/// The simulator's wire: `[1, report_data]` is answered by `[1, report, certificate table]`, in the agent's frames.
+fn simulator(report_data: &[u8; 64]) -> Result<(Vec<u8>, Vec<u8>), ReportError> {
+    let mut port =
+        open_port(SIMULATOR_PORT, Duration::from_secs(1)).map_err(io("open the simulator's port"))?;
+    let mut question = Writer::default();
+    question.array(2).uint(1).bytes(report_data);
+    port.write_all(&frame(&question.into_bytes()))
+        .map_err(io("ask the simulator"))?;
+    let (mut frames, mut buffer) = (Deframer::new(), [0; 4096]);
+    loop {
+        match frames.next_frame() {
+            Some(Ok(content)) => return sim_answer(&content).ok_or(ReportError::Malformed),
+            Some(Err(_)) => continue,
+            None => {}
+        }
+        let len = port.read(&mut buffer).map_err(io("read from the simulator"))?;
+        if len == 0 {
+            return Err(io("read from the simulator")(io::ErrorKind::UnexpectedEof.into()));
+        }
+        frames.push(&buffer[..len]);
+    }
+}
+
+fn sim_answer(content: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    let mut d = Decoder::new(content);
+    if d.array().ok()? != Some(3) || d.u8().ok()? != 1 {
+        return None;
+    }
+    Some((d.bytes().ok()?.to_vec(), d.bytes().ok()?.to_vec()))
+}
+
+/// The DER certificates of a certificate table, whatever their GUIDs say: the verifier sorts them.
+fn certificates(table: &[u8]) -> Vec<Vec<u8>> {
+    let mut found = Vec::new();
+    for entry in table.chunks_exact(TABLE_ENTRY) {
+        if entry.iter().all(|b| *b == 0) {
+            break;
+        }
+        let number =
+            |at: usize| u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]]) as usize;
+        let (offset, len) = (number(16), number(20));
+        let Some(der) = offset.checked_add(len).and_then(|end| table.get(offset..end)) else {
+            break;
+        };
+        if der.first() == Some(&0x30) && found.len() < 4 {
+            found.push(der.to_vec());
+        }
+    }
+    found
+}
+
+/// A certificate table with these certificates: the VEK first, then its issuers.
+pub fn certificate_table(certificates: &[Vec<u8>]) -> Vec<u8> {
+    /// VCEK, ASK, ARK, as the GHCB specification names them.
+    const GUIDS: [u128; 3] = [
+        0x63da758d_e664_4564_adc5_f4b93be8accd,
+        0x4ab7b379_bbac_4fe4_a02f_05aef327c782,
+        0xc0b406a4_a803_4952_9743_3fb6014cd0ae,
+    ];
+    let mut offset = TABLE_ENTRY * (certificates.len().min(GUIDS.len()) + 1);
+    let (mut table, mut bodies) = (Vec::new(), Vec::new());
+    for (guid, der) in GUIDS.iter().zip(certificates) {
+        table.extend(guid.to_be_bytes());
+        table.extend((offset as u32).to_le_bytes());
+        table.extend((der.len() as u32).to_le_bytes());
+        bodies.extend_from_slice(der);
+        offset += der.len();
+    }
+    table.extend([0; TABLE_ENTRY]);
+    table.extend(bodies);
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_table_gives_back_what_went_in_and_lies_are_cut_off() {
+        let certificates_in = vec![vec![0x30, 1, 2], vec![0x30, 3], vec![0x30]];
+        let table = certificate_table(&certificates_in);
+        assert_eq!(certificates(&table), certificates_in);
+        let mut lying = table.clone();
+        lying[20..24].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert_eq!(certificates(&lying), Vec::<Vec<u8>>::new());
+        assert_eq!(certificates(&[]), Vec::<Vec<u8>>::new());
+    }
+}

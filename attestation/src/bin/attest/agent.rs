@@ -1,0 +1,105 @@
+//! `attest agent`: answers the host's questions for evidence, over virtio-serial (QEMU) and vsock (Cloud Hypervisor).
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use attestation::agent::report::open_port;
+use attestation::agent::serve::{KeyFiles, serve};
+use attestation::agent::{AGENT_PORT, VSOCK_PORT};
+use vsock::{VMADDR_CID_ANY, VsockListener};
+
+const HELP: &str = "\
+Answers the host's questions for evidence, for as long as the VM runs.
+
+Usage: attest agent [--ssh-host-key FILE] [--tls-cert FILE] [--wireguard FILE]
+
+  --ssh-host-key FILE  OpenSSH .pub file of the VM's SSH host key
+  --tls-cert FILE      certificate (PEM or DER) of the VM's TLS server; its key is what counts
+  --wireguard FILE     the VM's WireGuard public key, base64
+
+It listens on the virtio-serial port org.decentcloud.agent.0 and on vsock port 4040, whichever the VM has. Reports come
+from the kernel (configfs-tsm). A VM without confidential hardware gives its keys only.
+";
+
+pub(crate) fn main() -> ExitCode {
+    match options() {
+        Ok(Some(keys)) => run(keys),
+        Ok(None) => {
+            print!("{HELP}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("attest agent: {error}; see `attest agent --help`");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn options() -> Result<Option<KeyFiles>, lexopt::Error> {
+    use lexopt::prelude::*;
+    let mut keys = KeyFiles::default();
+    let mut parser = lexopt::Parser::from_env();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Value(word) if word == "agent" => {}
+            Long("ssh-host-key") => keys.ssh_host_key = Some(PathBuf::from(parser.value()?)),
+            Long("tls-cert") => keys.tls_certificate = Some(PathBuf::from(parser.value()?)),
+            Long("wireguard") => keys.wireguard = Some(PathBuf::from(parser.value()?)),
+            Long("help") | Short('h') => return Ok(None),
+            other => return Err(other.unexpected()),
+        }
+    }
+    Ok(Some(keys))
+}
+
+fn run(keys: KeyFiles) -> ExitCode {
+    let serial = {
+        let keys = keys.clone();
+        thread::spawn(move || serve_serial(&keys))
+    };
+    if Path::new("/dev/vsock").exists() {
+        let error = serve_vsock(&keys);
+        eprintln!("attest agent: vsock: {error}");
+    }
+    match serial.join() {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            eprintln!("attest agent: {AGENT_PORT}: {error}");
+            ExitCode::FAILURE
+        }
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Serves the port for ever; ends only if there is none or it breaks.
+fn serve_serial(keys: &KeyFiles) -> io::Result<()> {
+    let mut port = open_port(AGENT_PORT, Duration::from_secs(10))?;
+    loop {
+        serve(&mut port, keys)?;
+        // The host hung up, or isn't there yet: reads end at once until somebody opens its side.
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// One connection at a time: only the host connects, and it asks one question at a time.
+fn serve_vsock(keys: &KeyFiles) -> io::Error {
+    let listener = match VsockListener::bind_with_cid_port(VMADDR_CID_ANY, VSOCK_PORT) {
+        Ok(listener) => listener,
+        Err(error) => return error,
+    };
+    loop {
+        match listener.accept() {
+            Ok((mut stream, _)) => {
+                // A host that says nothing must not keep the agent from the next one.
+                let _ = stream.set_read_timeout(Some(Duration::from_secs(30)));
+                if let Err(error) = serve(&mut stream, keys) {
+                    eprintln!("attest agent: vsock: {error}");
+                }
+            }
+            Err(error) => return error,
+        }
+    }
+}
