@@ -524,7 +524,7 @@ pub struct SubmitEvidenceArgs {
 pub struct Confirmation {
     /// The grade reached.
     pub grade: Grade,
-    /// `pinned` or `test-root`.
+    /// What the chain rests on: `pinned`, `test-root`, or `none` where only the host speaks.
     pub trust: String,
     /// The attestation result (EAR) as JSON.
     pub result: String,

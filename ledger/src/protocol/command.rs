@@ -275,3 +275,13 @@ pub fn encode_reply(result: &Result<Reply, LedgerError>) -> Vec<u8> {
         Ok(Reply::Now(contract)) => ok(contract.as_ref()),
     }
 }
+
+/// Every method with its kind, for tests.
+#[cfg(test)]
+pub(crate) fn all_methods() -> impl Iterator<Item = (&'static str, MethodKind)> {
+    let of = |kind| move |method: &&'static str| (*method, kind);
+    QUERIES
+        .iter()
+        .map(of(MethodKind::Query))
+        .chain(UPDATES.iter().map(of(MethodKind::Update)))
+}

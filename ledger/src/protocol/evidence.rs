@@ -1,9 +1,23 @@
 //! The door to the verifier: what evidence proves about one contract (DESIGN 4, bindings).
+//!
+//! For a confidential kind all of this must hold, or the money doesn't move: the chain leads to a pinned root, or to a
+//! test root that the genesis names (then `trust` says `test-root`); `HOST_DATA` is the contract id; `REPORT_DATA` is
+//! [`attestation::Binding`] of this ledger, the contract, its nonce and the guest's keys; the measurement is one of the
+//! contract's; no part of the TCB version is below the floor; no debugging, no migration agent, VMPL 0. A plain VM's
+//! evidence is its host's word, given by the signed call itself.
 
+use attestation::snp::{TcbFloor, TcbFloors};
+use attestation::{Binding, CpuEvidence, Endorsements, Evidence, Policy, Requirement, Roots};
 use candid::Principal;
 
+use super::block::hash;
 use super::genesis::Genesis;
-use crate::api::{Confirmation, Contract, Digest32, TimeNs};
+use super::offering::grade_name;
+use super::settlement::SECOND;
+use crate::api::{Confirmation, Contract, Digest32, Grade, TimeNs, VmKind};
+
+/// Where `CHIP_ID` stands in a report of every version (AMD 56860, ATTESTATION_REPORT).
+const CHIP_ID: std::ops::Range<usize> = 0x1a0..0x1e0;
 
 /// Evidence that proves enough.
 pub(super) struct Appraised {
@@ -20,17 +34,104 @@ pub(super) struct Refusal {
     pub(super) result: String,
 }
 
+/// The roots that a ledger of this genesis trusts.
+pub(super) fn roots(genesis: &Genesis) -> Result<Roots, String> {
+    genesis
+        .test_roots
+        .iter()
+        .try_fold(Roots::pinned(), |roots, root| {
+            roots.with_test_root(&root.0).map_err(|error| error.to_string())
+        })
+}
+
 /// Verifies `bytes` for the contract at the ledger's time `now`.
 pub(super) fn appraise(
-    _genesis: &Genesis,
-    _ledger: Principal,
-    _contract: &Contract,
-    _nonce: &Digest32,
-    _bytes: &[u8],
-    _now: TimeNs,
+    genesis: &Genesis,
+    ledger: Principal,
+    contract: &Contract,
+    nonce: &Digest32,
+    bytes: &[u8],
+    now: TimeNs,
 ) -> Result<Appraised, Refusal> {
-    Err(Refusal {
-        reasons: vec!["evidence: the verifier has not landed".into()],
+    let refused = |why: String| Refusal {
+        reasons: vec![why],
         result: String::new(),
+    };
+    let evidence = Evidence::from_cbor(bytes).map_err(|error| refused(format!("not evidence: {error}")))?;
+    let kind = contract.args.request.kind;
+    if kind == VmKind::Plain && evidence.cpu != CpuEvidence::None {
+        return Err(refused(
+            "a plain contract takes its host's word, not a CPU's report".to_owned(),
+        ));
+    }
+    let roots = roots(genesis).map_err(|error| refused(format!("this ledger's genesis: {error}")))?;
+    let binding = Binding {
+        ledger: ledger.as_slice(),
+        contract: contract.id.0,
+        nonce: nonce.0,
+    };
+    let policy = match kind {
+        VmKind::Plain => Policy {
+            min_grade: attestation::Grade::HostSigned,
+            ..Policy::default()
+        },
+        VmKind::SevSnp | VmKind::Tdx => {
+            let floor = contract.args.min_tcb;
+            Policy {
+                allowed_measurements: Some(contract.args.allowed_measurements.iter().map(|m| m.0).collect()),
+                host_data: Some(contract.id.0),
+                report_data: Some(binding.report_data(&evidence.guest_keys)),
+                min_tcb: TcbFloors::all(TcbFloor {
+                    fmc: floor.fmc,
+                    bootloader: floor.bootloader,
+                    tee: floor.tee,
+                    snp: floor.snp,
+                    microcode: floor.microcode,
+                }),
+                min_grade: attestation::Grade::HardwareVerified,
+                required: [Requirement::Freshness, Requirement::Measurement].into(),
+                ..Policy::default()
+            }
+        }
+    };
+    let verdict = attestation::verify(&evidence, &Endorsements::none(), &roots, &policy, now / SECOND);
+    let result = verdict.to_json().to_string();
+    if !verdict.is_verified() {
+        let mut reasons = verdict.failures();
+        if reasons.is_empty() {
+            reasons.push("the evidence could not be judged".to_owned());
+        }
+        return Err(Refusal { reasons, result });
+    }
+    let grade = match verdict.grade {
+        attestation::Grade::Unconfirmed => Grade::Unconfirmed,
+        attestation::Grade::HostSigned => Grade::HostSigned,
+        attestation::Grade::HostVerified => Grade::HostVerified,
+        attestation::Grade::HardwareVerified => Grade::HardwareVerified,
+    };
+    // Whatever the verifier says, a contract is never confirmed below what was paid for.
+    let least = contract.args.request.min_grade.max(Grade::HostSigned);
+    if grade < least {
+        let why = format!(
+            "grade: expected at least {}, found {}",
+            grade_name(least),
+            grade_name(grade)
+        );
+        return Err(Refusal {
+            reasons: vec![why],
+            result,
+        });
+    }
+    let trust = verdict.trust.to_string();
+    let chip = match &evidence.cpu {
+        CpuEvidence::SevSnp { report, .. } => report
+            .get(CHIP_ID)
+            .filter(|id| id.iter().any(|byte| *byte != 0)) // all zero: masked, or signed by a VLEK
+            .map(|id| hash(&[b"\x0bdecent-chip", trust.as_bytes(), b"\0", id])),
+        CpuEvidence::None => None,
+    };
+    Ok(Appraised {
+        confirmation: Confirmation { grade, trust, result },
+        chip,
     })
 }

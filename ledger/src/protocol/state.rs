@@ -130,6 +130,10 @@ impl State {
                 why: "must not be the ledger itself: its accounts hold escrow".into(),
             });
         }
+        super::evidence::roots(&genesis).map_err(|why| GenesisError {
+            field: "test_roots".into(),
+            why,
+        })?;
         let time = genesis.start().unwrap_or(0); // checked just now
         let mut balances = BTreeMap::new();
         let mut supply: Amount = 0;
