@@ -11,6 +11,7 @@ mod config;
 mod error;
 mod key;
 mod methods;
+mod transport;
 mod wait;
 
 use std::sync::Arc;
@@ -62,7 +63,7 @@ impl Client {
             .map_err(|error| http(error.to_string()))?;
         let agent = Agent::builder()
             .with_url(url.as_str())
-            .with_http_client(transport.clone())
+            .with_arc_http_middleware(Arc::new(transport::Transport(transport.clone())))
             .with_arc_identity(config.key.identity())
             .with_verify_query_signatures(true)
             .with_max_response_body_size(RESPONSE_MAX)

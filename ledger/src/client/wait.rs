@@ -69,13 +69,18 @@ impl Client {
         let mut url = self.url.clone();
         url.set_path("/dc/v1/wait");
         url.set_query(Some(&format!("after={after}&timeout_ms={}", timeout.as_millis())));
-        let response = self
-            .http
-            .get(url)
-            .timeout(timeout + super::CONNECT_TIMEOUT)
-            .send()
-            .await
-            .map_err(lost)?;
+        let get = || {
+            self.http
+                .get(url.clone())
+                .timeout(timeout + super::CONNECT_TIMEOUT)
+                .send()
+        };
+        let response = match get().await {
+            // A pooled connection to a node that was restarted; see `transport`.
+            Err(error) if !error.is_timeout() && !error.is_connect() => get().await,
+            result => result,
+        }
+        .map_err(lost)?;
         let status = response.status();
         if status.is_success() {
             // Something that answers 200 with another body isn't a long-poll either (boundary nodes serve pages).

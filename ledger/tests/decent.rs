@@ -1,0 +1,464 @@
+//! `decent` and `ledgerd` as people run them: processes, files, exit codes; the host's part is played by the client.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that unwraps fails, which is what it should do"
+)]
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use candid::Principal;
+use ledger::api::{
+    AtRest, Capacity, Contract, ContractState, DCT, EndReason, Grade, HostDelegation, Invariants, LedgerInfo,
+    Match, OfferingSpec, PriceList, Quota, VmKind, WhyNot,
+};
+use ledger::client::{Client, ClientFile, Key};
+use ledger::protocol::{Genesis, InitialBalance};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// A ledger of its own for one test; its process dies with this.
+struct World {
+    dir: tempfile::TempDir,
+    node: Option<Child>,
+    address: SocketAddr,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.stop_node();
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        let address = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let mut world = Self {
+            dir: tempfile::tempdir().unwrap(),
+            node: None,
+            address,
+        };
+        let mut genesis = Genesis::demo("cli", 1, 1_790_000_000);
+        for name in ["provider", "host", "dev"] {
+            let made: Value = world.json(&["key", "new", "--out", &world.text(name)]);
+            let principal = Principal::from_text(made["principal"].as_str().unwrap()).unwrap();
+            if name == "dev" {
+                genesis.balances.push(InitialBalance {
+                    owner: principal,
+                    amount: 100 * DCT,
+                    reason: "test".into(),
+                });
+            }
+        }
+        std::fs::write(world.path("genesis.toml"), toml::to_string(&genesis).unwrap()).unwrap();
+        let made = Command::new(env!("CARGO_BIN_EXE_ledgerd"))
+            .args([
+                "init",
+                "--genesis",
+                &world.text("genesis.toml"),
+                "--dir",
+                &world.text("ledger"),
+            ])
+            .args(["--url", &format!("http://{address}")])
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        world.start_node();
+        world
+    }
+
+    fn start_node(&mut self) {
+        let node = Command::new(env!("CARGO_BIN_EXE_ledgerd"))
+            .args([
+                "run",
+                "--dir",
+                &self.text("ledger"),
+                "--listen",
+                &self.address.to_string(),
+            ])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        self.node = Some(node);
+        let end = Instant::now() + Duration::from_secs(20);
+        while !self.decent("dev", &["info"]).status.success() {
+            assert!(Instant::now() < end, "ledgerd doesn't come up");
+            std::thread::sleep(Duration::from_millis(30));
+        }
+    }
+
+    fn stop_node(&mut self) {
+        if let Some(mut node) = self.node.take() {
+            let _ = node.kill();
+            let _ = node.wait();
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    fn decent(&self, who: &str, args: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_decent"))
+            .args([
+                "--ledger",
+                &self.text("ledger/client.toml"),
+                "--key",
+                &self.text(who),
+            ])
+            .args(args)
+            .env_remove("DECENT_LEDGER")
+            .env_remove("DECENT_KEY")
+            .output()
+            .unwrap()
+    }
+
+    /// stdout of a command that must succeed.
+    fn page(&self, who: &str, args: &[&str]) -> String {
+        let output = self.decent(who, args);
+        assert!(
+            output.status.success(),
+            "{args:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn json_as<T: DeserializeOwned>(&self, who: &str, args: &[&str]) -> T {
+        let page = self.page(who, &[&["--json"], args].concat());
+        serde_json::from_str(&page).unwrap_or_else(|error| panic!("{args:?}: {error}: {page}"))
+    }
+
+    fn json<T: DeserializeOwned>(&self, args: &[&str]) -> T {
+        self.json_as("dev", args)
+    }
+
+    /// Exit code and stderr of a command that must fail.
+    fn fails(&self, who: &str, args: &[&str]) -> (i32, String) {
+        let output = self.decent(who, args);
+        assert!(!output.status.success(), "{args:?} succeeded");
+        (
+            output.status.code().unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    }
+
+    fn client(&self, who: &str) -> Client {
+        let key = Key::read(&self.path(who)).unwrap();
+        Client::connect(
+            ClientFile::read(&self.path("ledger/client.toml"))
+                .unwrap()
+                .with_key(key),
+        )
+        .unwrap()
+    }
+}
+
+fn offering() -> OfferingSpec {
+    OfferingSpec {
+        title: "a small machine".into(),
+        region: "test".into(),
+        kinds: vec![VmKind::Plain],
+        capacity: Capacity {
+            vcpus: 4,
+            memory_mib: 8_192,
+            storage_gib: 100,
+            gpus: 0,
+        },
+        storage_per_vm: Quota::Unlimited,
+        bandwidth_mbps: Quota::Unlimited,
+        gpu_model: None,
+        at_rest: AtRest::Any,
+        best_grade: Grade::HostSigned,
+        test_platform: false,
+        prices: PriceList {
+            vm_hour: DCT / 100,
+            vcpu_hour: DCT / 100,
+            memory_gib_hour: DCT / 100,
+            storage_gib_hour: DCT / 1_000,
+            gpu_hour: 0,
+        },
+        min_developer_reputation: 0,
+        max_period_s: 30 * 86_400,
+    }
+}
+
+const REQUEST: [&str; 8] = [
+    "--vcpus",
+    "1",
+    "--memory-mib",
+    "1024",
+    "--storage-gib",
+    "10",
+    "--period",
+    "2h",
+];
+
+#[test]
+fn a_developer_rents_watches_extends_and_cancels_and_the_money_adds_up() {
+    let mut world = World::new();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let host = world.client("host");
+
+    // The provider delegates; the host registers and publishes.
+    std::fs::write(
+        world.path("profile.toml"),
+        format!(
+            "name = 'P Ltd'\ndomain = 'p.example'\ncontact = 'ops@p.example'\nlegal_contract = '{}'\n",
+            "5e".repeat(32)
+        ),
+    )
+    .unwrap();
+    let (profile, out) = (world.text("profile.toml"), world.text("delegation"));
+    for host_key in [host.principal().to_text(), world.text("host")] {
+        world.page(
+            "provider",
+            &[
+                "host",
+                "delegate",
+                "--host-key",
+                &host_key,
+                "--profile",
+                &profile,
+                "--out",
+                &out,
+            ],
+        );
+    }
+    let delegation: HostDelegation = candid::decode_one(&std::fs::read(&out).unwrap()).unwrap();
+    assert_eq!(delegation.statement.host, host.principal());
+    runtime.block_on(host.register_host(delegation)).unwrap();
+    let number = runtime.block_on(host.publish_offering(offering())).unwrap();
+    assert!(world.page("dev", &["offerings"]).contains("a small machine"));
+
+    // Match, why-not.
+    let found: Vec<Match> = world.json(&[&["match"], REQUEST.as_slice()].concat());
+    assert_eq!((found.len(), found[0].offering.id), (1, number));
+    assert!(
+        world
+            .page("dev", &[&["match"], REQUEST.as_slice()].concat())
+            .contains("P Ltd")
+    );
+    let greedy = [
+        "why-not",
+        "--vcpus",
+        "512",
+        "--kind",
+        "sev-snp",
+        "--period",
+        "60",
+        "--max-price",
+        "0.000000001",
+    ];
+    let misfits: Vec<WhyNot> = world.json(&greedy);
+    assert!(misfits[0].reasons.len() >= 3, "{misfits:?}");
+    assert!(world.page("dev", &greedy).contains("wanted"));
+
+    // Rent: refused before registration (1), then done once however often it is sent.
+    std::fs::write(
+        world.path("id.pub"),
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEzKCDFMVGzvUAf3vFyI4jsaTIAFYXhYyVHOq1SeoUc8 dev\n",
+    )
+    .unwrap();
+    let (ssh_key, digest) = (world.text("id.pub"), "ab".repeat(32));
+    let mut rent = vec![
+        "rent",
+        "--image-url",
+        "https://images.example/manifest.json",
+        "--image-digest",
+        &digest,
+    ];
+    rent.extend(["--ssh-key", &ssh_key, "--port", "tcp/22", "--memo", "7"]);
+    rent.extend(REQUEST);
+    let (code, text) = world.fails("dev", &rent);
+    assert_eq!(code, 1, "{text}");
+    world.page("dev", &["developer", "register"]);
+    let made: Value = world.json(&rent);
+    let id = made["contract"].as_str().unwrap().to_owned();
+    assert_eq!(
+        world.page("dev", &rent).trim(),
+        id,
+        "the same memo is the same contract"
+    );
+    let contract: Contract = world.json(&["contract", "show", &id[..8]]);
+    assert_eq!(
+        (contract.state, contract.escrow.held),
+        (ContractState::Requested, found[0].total)
+    );
+    assert_eq!(
+        world.page("dev", &["balance"]).trim().parse::<String>().unwrap(),
+        {
+            let left = 100 * DCT - found[0].total;
+            format!(
+                "{}.{} DCT",
+                left / DCT,
+                format!("{:09}", left % DCT).trim_end_matches('0')
+            )
+        }
+    );
+    assert!(world.page("dev", &["contract", "list"]).contains(&id));
+
+    // The ledger dies and comes back; nothing is lost. The host accepts, sees a refusal of nonsense; no money moves.
+    world.stop_node();
+    let (code, text) = world.fails("dev", &["balance"]);
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("can't be reached"), "{text}");
+    world.start_node();
+    runtime.block_on(async {
+        host.accept(contract.id).await.unwrap();
+        host.contract_nonce(contract.id).await.unwrap();
+        let mine = host.host_contracts(host.principal()).await.unwrap();
+        assert_eq!((mine.len(), mine[0].state), (1, ContractState::Accepted));
+    });
+    let (code, text) = world.fails("dev", &["evidence", &id]);
+    assert_eq!(code, 1, "{text}");
+
+    // Somebody else can't cancel; the developer can, and gets everything back.
+    let (code, text) = world.fails("provider", &["contract", "cancel", &id]);
+    assert_eq!(code, 1, "{text}");
+    let ended: Contract = world.json(&["contract", "cancel", &id]);
+    assert_eq!(ended.state, ContractState::Ended(EndReason::Cancelled));
+    assert_eq!(ended.escrow.funded, ended.escrow.refunded);
+    assert!(
+        world
+            .page("dev", &["contract", "watch", &id])
+            .contains("cancelled")
+    );
+    let books: Invariants = world.json(&["invariants"]);
+    assert_eq!((books.supply, books.violations.len()), (books.balances, 0));
+    world.page("dev", &["reputation"]);
+
+    // Transfers.
+    let to = host.principal().to_text();
+    world.page("dev", &["transfer", &to, "1.5"]);
+    let balance: Value = world.json(&["balance", &to]);
+    assert_eq!(balance["balance"], 1_500_000_000u64);
+    assert_eq!(world.fails("dev", &["transfer", &to, "1000"]).0, 1);
+    let info: LedgerInfo = world.json(&["info"]);
+    assert!(info.demo && world.page("dev", &["info"]).contains("DEMO"));
+
+    // And the whole chain verifies, with a page and with JSON.
+    world.stop_node();
+    let verified = Command::new(env!("CARGO_BIN_EXE_ledgerd"))
+        .args(["--json", "verify", "--dir", &world.text("ledger")])
+        .output()
+        .unwrap();
+    let verified: Value = serde_json::from_slice(&verified.stdout).unwrap();
+    assert_eq!(verified["height"], info.height);
+}
+
+#[test]
+fn wrong_usage_is_named_and_exits_with_2() {
+    let world = World::new();
+    let digest = "ab".repeat(32);
+    let rent = |more: &[&str]| {
+        let base = [
+            "rent",
+            "--image-url",
+            "https://x/m",
+            "--image-digest",
+            &digest,
+            "--period",
+            "1h",
+        ];
+        let args: Vec<String> = base.iter().chain(more).map(|arg| (*arg).to_owned()).collect();
+        args
+    };
+    let private = world.text("dev");
+    for (args, expected) in [
+        (
+            vec!["transfer".to_owned(), "aaaaa-aa".into(), "1.0000000001".into()],
+            "no amount",
+        ),
+        (
+            vec!["transfer".to_owned(), "nonsense".into(), "1".into()],
+            "nonsense",
+        ),
+        (
+            vec!["match".to_owned(), "--period".into(), "0".into()],
+            "no period",
+        ),
+        (vec!["match".to_owned()], "--period"),
+        (rent(&["--port", "22"]), "tcp/PORT"),
+        (rent(&["--measurement", "abcd"]), "96 hexadecimal digits"),
+        (rent(&["--ssh-key", &private]), "private key"),
+        (rent(&["--user-data", "/nonexistent"]), "/nonexistent"),
+        (
+            vec!["contract".to_owned(), "show".into(), "xyz".into()],
+            "64 hexadecimal",
+        ),
+        (
+            vec!["key".to_owned(), "new".into(), "--out".into(), private.clone()],
+            "exists",
+        ),
+    ] {
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let (code, text) = world.fails("dev", &args);
+        assert_eq!(code, 2, "{args:?}: {text}");
+        assert!(text.contains(expected), "{args:?}: {text}");
+    }
+    std::fs::write(world.path("big"), vec![b'x'; 64 * 1024 + 1]).unwrap();
+    let args = rent(&["--user-data", &world.text("big")]);
+    let (code, text) = world.fails("dev", &args.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!((code, text.contains("larger than 65536")), (2, true), "{text}");
+
+    // A client.toml with another root key: nothing is believed.
+    let good = std::fs::read_to_string(world.path("ledger/client.toml")).unwrap();
+    let key = good
+        .split("root_key = \"")
+        .nth(1)
+        .unwrap()
+        .split('"')
+        .next()
+        .unwrap();
+    let mut other = ledger_root_key(&world.path("other"));
+    std::fs::write(
+        world.path("wrong.toml"),
+        good.replace(key, &std::mem::take(&mut other)),
+    )
+    .unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_decent"))
+        .args(["--ledger", &world.text("wrong.toml"), "info"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("not authentic"),
+        "{output:?}"
+    );
+}
+
+/// The root key of another, new ledger.
+fn ledger_root_key(dir: &Path) -> String {
+    let genesis = Genesis::demo("other", 1, 1_790_000_000);
+    hex::encode(
+        ledger::node::init(dir, &genesis, "http://127.0.0.1:1")
+            .unwrap()
+            .root_key,
+    )
+}
+
+#[test]
+fn help_and_completions_are_there() {
+    for program in [env!("CARGO_BIN_EXE_decent"), env!("CARGO_BIN_EXE_ledgerd")] {
+        let help = Command::new(program).arg("--help").output().unwrap();
+        assert!(help.status.success() && String::from_utf8_lossy(&help.stdout).contains("Exit codes"));
+        let script = Command::new(program)
+            .args(["completions", "bash"])
+            .output()
+            .unwrap();
+        assert!(script.status.success() && script.stdout.len() > 1_000);
+    }
+}
