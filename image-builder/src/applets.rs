@@ -1,6 +1,6 @@
 //! The names that busybox goes by in the image.
 
-/// Applets of Debian 12's build that a server needs; one that another build lacks only says so when it is called.
+/// Applets of Debian 12's static build that a server needs; one that another build lacks only says so when it is called.
 pub(crate) const APPLETS: &[&str] = &[
     "[",
     "[[",
@@ -14,8 +14,8 @@ pub(crate) const APPLETS: &[&str] = &[
     "awk",
     "base64",
     "basename",
+    "bc",
     "blkdiscard",
-    "blkid",
     "blockdev",
     "brctl",
     "bunzip2",
@@ -32,6 +32,8 @@ pub(crate) const APPLETS: &[&str] = &[
     "cp",
     "cpio",
     "crc32",
+    "crond",
+    "crontab",
     "cut",
     "date",
     "dc",
@@ -45,6 +47,7 @@ pub(crate) const APPLETS: &[&str] = &[
     "dos2unix",
     "du",
     "echo",
+    "ed",
     "egrep",
     "env",
     "expand",
@@ -72,6 +75,7 @@ pub(crate) const APPLETS: &[&str] = &[
     "hexdump",
     "hostid",
     "hostname",
+    "hwclock",
     "id",
     "ifconfig",
     "ifdown",
@@ -164,6 +168,7 @@ pub(crate) const APPLETS: &[&str] = &[
     "stat",
     "strings",
     "stty",
+    "su",
     "swapoff",
     "swapon",
     "switch_root",

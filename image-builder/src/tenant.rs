@@ -31,6 +31,7 @@ use crate::{cpio, elf};
 /// The files of this repository that make Debian's packages a system: path, permissions, content.
 const FILES: &[(&str, u32, &str)] = &[
     ("init", 0o755, include_str!("../tenant/root/init")),
+    ("etc/fstab", 0o644, include_str!("../tenant/root/fstab")),
     ("etc/inittab", 0o644, include_str!("../tenant/root/inittab")),
     (
         "usr/lib/decent-cloud/lib.sh",

@@ -16,7 +16,10 @@ warn() {
 }
 
 mounted() {
-    grep -qs " $1 " /proc/mounts
+    while read -r _ dir _; do
+        [ "$dir" = "$1" ] && return 0
+    done </proc/mounts
+    return 1
 }
 
 # The block device whose virtio serial is $1, or nothing.
@@ -35,10 +38,6 @@ disk_with_serial() {
 
 # True where the machine's owner must not read this VM's memory: an SNP or TDX guest, or the simulated platform.
 confidential() {
-    [ -e /dev/sev-guest ] || [ -e /dev/tdx_guest ] && return 0
-    grep -qsE '^flags.*(sev_snp|tdx_guest)( |$)' /proc/cpuinfo && return 0
-    for name in /sys/class/virtio-ports/*/name; do
-        [ -r "$name" ] && [ "$(cat "$name")" = org.decentcloud.snp-sim.0 ] && return 0
-    done
-    return 1
+    [ -e /dev/sev-guest ] || [ -e /dev/tdx_guest ] || [ -e /dev/virtio-ports/org.decentcloud.snp-sim.0 ] \
+        || grep -qsE '^flags.*(sev_snp|tdx_guest)( |$)' /proc/cpuinfo
 }
