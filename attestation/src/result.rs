@@ -255,7 +255,11 @@ impl AttestationResult {
         warnings: Vec<String>,
         claims: Value,
     ) -> Self {
-        for requirement in required {
+        // What wasn't looked at for a deeper fault needs no second reason.
+        let sound = checks
+            .iter()
+            .all(|c| matches!(c.outcome, Outcome::Passed | Outcome::NotChecked(_)));
+        for requirement in required.into_iter().filter(|_| sound) {
             for check in checks
                 .iter_mut()
                 .filter(|check| check.id == requirement.check_id())

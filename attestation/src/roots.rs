@@ -3,7 +3,6 @@
 use sha2::{Digest, Sha256};
 
 use crate::result::Trust;
-use crate::snp::Product;
 
 /// A trust anchor with the intermediates that are shipped with it.
 #[derive(Clone, Debug)]
@@ -29,7 +28,6 @@ pub enum RootsError {
 
 /// AMD's certificates, as its key distribution service gives them; see `roots/SOURCES`.
 pub(crate) struct Shipped {
-    pub(crate) product: Product,
     pub(crate) ark: &'static [u8],
     pub(crate) ask: &'static [u8],
     pub(crate) asvk: &'static [u8],
@@ -37,19 +35,16 @@ pub(crate) struct Shipped {
 
 pub(crate) const SHIPPED: [Shipped; 3] = [
     Shipped {
-        product: Product::Milan,
         ark: include_bytes!("roots/amd/milan-ark.der"),
         ask: include_bytes!("roots/amd/milan-ask.der"),
         asvk: include_bytes!("roots/amd/milan-asvk.der"),
     },
     Shipped {
-        product: Product::Genoa,
         ark: include_bytes!("roots/amd/genoa-ark.der"),
         ask: include_bytes!("roots/amd/genoa-ask.der"),
         asvk: include_bytes!("roots/amd/genoa-asvk.der"),
     },
     Shipped {
-        product: Product::Turin,
         ark: include_bytes!("roots/amd/turin-ark.der"),
         ask: include_bytes!("roots/amd/turin-ask.der"),
         asvk: include_bytes!("roots/amd/turin-asvk.der"),

@@ -3,7 +3,7 @@
 
 #[cfg(feature = "native")]
 mod native;
-#[cfg(any(feature = "rustcrypto", test))]
+#[cfg(all(feature = "rustcrypto", any(test, not(feature = "native"))))]
 mod rustcrypto;
 
 /// Signature checks. Keys and signatures come as the formats carry them; anything unreadable is simply not valid.

@@ -21,7 +21,7 @@ const KEY_USAGE_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.15"
 
 /// RSASSA-PSS-params: SHA-384, MGF1 with SHA-384, salt 48; the trailer field left out, or (AMD's own tools, against
 /// DER's rule for defaults) written down.
-pub(crate) const PSS_PARAMS: [&[u8]; 2] = [
+const PSS_PARAMS: [&[u8]; 2] = [
     &hex_literal::<54, 108>(
         b"3034a00f300d06096086480165030402020500a11c301a06092a864886f70d010108300d06096086480165030402020500a203020130",
     ),

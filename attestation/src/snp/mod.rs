@@ -1,12 +1,33 @@
-//! AMD SEV-SNP.
+//! AMD SEV-SNP: `parse → authenticate → appraise`.
+//!
+//! | stage | takes | gives | proves |
+//! |---|---|---|---|
+//! | [`Report::parse`] | bytes | [`Report`] | the length |
+//! | [`authenticate()`] | report, certificates, roots, time | [`Authentic`] | AMD's key signed exactly these bytes, for this chip and TCB |
+//! | [`appraise()`] | authentic report, policy | checks | it says what the policy asks for |
+//!
+//! Formats: AMD 56860 (SEV-SNP firmware ABI) and 57230 (VCEK certificates). The signature is checked over the bytes
+//! as they came: a verifier that re-encodes accepts flips in what it didn't read.
 
+mod appraise;
+mod authenticate;
 mod cert;
 mod product;
+mod report;
 mod tcb;
+mod vek;
 
+pub use appraise::appraise;
+pub use authenticate::{Authentic, Authentication, authenticate};
 pub(crate) use cert::{check_certificate, check_crl};
 pub use product::Product;
+pub use report::{REPORT_LEN, Report, ReportLength, SIGNED_LEN, VERSIONS};
 pub use tcb::{TcbFloor, TcbFloors, TcbPart, TcbVersion};
+
+use serde_json::Value;
+
+use crate::result::{AttestationResult, Check, Grade, Reason, Trust};
+use crate::{Endorsements, Policy, Roots};
 
 /// Which key signed a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -18,27 +39,81 @@ pub enum VekKind {
     Vlek,
 }
 
-use crate::result::{AttestationResult, Check, Grade, Reason, Trust};
+/// All stages.
 pub(crate) fn verify(
-    _report: &[u8],
-    _certificates: &[Vec<u8>],
-    _endorsements: &crate::Endorsements,
-    _roots: &crate::Roots,
-    policy: &crate::Policy,
+    report: &[u8],
+    certificates: &[Vec<u8>],
+    endorsements: &Endorsements,
+    roots: &Roots,
+    policy: &Policy,
     at: u64,
 ) -> AttestationResult {
-    let checks = vec![Check::missing(
-        "authenticate.signature",
-        Reason::EndorsementsMissing,
-        "the SNP verifier isn't in this commit yet",
-    )];
-    AttestationResult::conclude(
+    let conclude = |checks, trust, warnings, claims| {
+        let required = policy.required.iter().copied();
+        AttestationResult::conclude(
+            checks,
+            required,
+            Grade::HardwareVerified,
+            trust,
+            at,
+            warnings,
+            claims,
+        )
+    };
+    let report = match Report::parse(report) {
+        Ok(report) => report,
+        Err(e) => {
+            let mut checks = vec![Check::of(
+                "format.length",
+                false,
+                Reason::Malformed,
+                REPORT_LEN,
+                format!("{} bytes", e.len),
+            )];
+            checks.extend(unappraised());
+            return conclude(checks, Trust::None, Vec::new(), Value::Null);
+        }
+    };
+    let length = Check::passed("format.length", REPORT_LEN);
+    let authentication = authenticate(report.clone(), certificates, endorsements, roots, at);
+    let mut checks = vec![length];
+    checks.extend(authentication.checks);
+    let mut warnings = Vec::new();
+    match &authentication.authentic {
+        Some(authentic) => {
+            checks.extend(appraise(authentic, policy));
+            warnings.extend(appraise::warnings(authentic));
+        }
+        None => checks.extend(unappraised()),
+    }
+    for check in &checks {
+        if let crate::Outcome::NotChecked(why) = &check.outcome
+            && why.starts_with("Crl")
+        {
+            warnings.push(why.clone());
+        }
+    }
+    if authentication.trust == Trust::TestRoot {
+        warnings.push(
+            "trust: test-root: anybody who holds the test root's key can make this evidence".to_owned(),
+        );
+    }
+    conclude(
         checks,
-        policy.required.iter().copied(),
-        Grade::HardwareVerified,
-        Trust::None,
-        at,
-        vec![],
-        serde_json::Value::Null,
+        authentication.trust,
+        warnings,
+        report.claims(authentication.product),
     )
+}
+
+/// The appraisal of a report that isn't authentic: named, and not made.
+fn unappraised() -> impl Iterator<Item = Check> {
+    let not = |id| {
+        Check::not_checked(
+            id,
+            "the report isn't authentic, so what it says doesn't count",
+            "",
+        )
+    };
+    appraise::CHECKS.into_iter().map(not)
 }
