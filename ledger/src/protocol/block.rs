@@ -11,7 +11,7 @@
 //! | caller: length, principal | 1 + 0…29 |
 //! | method: length, name | 1 + 1…64 |
 //! | argument: length, Candid | 4 + n |
-//! | SHA-256 of the Candid reply | 32 |
+//! | SHA-256 of the Candid reply without its words for people | 32 |
 //!
 //! hash = SHA-256(`"\x0ddecent-block"` ‖ those bytes). The argument is the canonical re-encoding of what the caller
 //! sent, so replaying the blocks over the genesis gives the same state, the same replies and the same hashes.
@@ -43,7 +43,7 @@ pub struct Block {
     pub method: String,
     /// Candid argument.
     pub argument: Vec<u8>,
-    /// SHA-256 of the Candid reply.
+    /// SHA-256 of the Candid reply, its words for people (`result`, `reasons`, `refusals`) left empty.
     pub reply: Digest32,
 }
 

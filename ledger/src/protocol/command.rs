@@ -276,6 +276,22 @@ pub fn encode_reply(result: &Result<Reply, LedgerError>) -> Vec<u8> {
     }
 }
 
+/// The reply as a block commits to it: without the words for people (what a verifier says about evidence, a host's
+/// reasons), which another version of the same rules may put otherwise.
+pub(crate) fn committed_reply(result: &Result<Reply, LedgerError>) -> Vec<u8> {
+    let mut result = result.clone();
+    match &mut result {
+        Ok(Reply::Confirmed(confirmation)) => confirmation.result.clear(),
+        Ok(Reply::Now(contract)) => contract.refusals.clear(),
+        Err(LedgerError::EvidenceRefused { reasons, result }) => {
+            reasons.clear();
+            result.clear();
+        }
+        _ => {}
+    }
+    encode_reply(&result)
+}
+
 /// Every method with its kind, for tests.
 #[cfg(test)]
 pub(crate) fn all_methods() -> impl Iterator<Item = (&'static str, MethodKind)> {

@@ -64,21 +64,11 @@ pub(super) fn check_request(request: &Request, period_max_s: u64) -> Result<(), 
     if let Some(region) = &request.region {
         text::words(region, 1, 64).map_err(|why| invalid("region", why))?;
     }
-    match request.kind {
-        VmKind::Plain if request.min_grade == Grade::HardwareVerified => Err(invalid(
-            "min_grade",
-            "a plain VM is never hardware-verified; ask for kind sev-snp, or a lower grade",
-        )),
-        VmKind::Plain if request.min_grade == Grade::HostVerified => Err(invalid(
-            "min_grade",
-            "this ledger can't verify a host's TPM quote yet; ask for host-signed",
-        )),
-        VmKind::Tdx => Err(invalid(
-            "kind",
-            "this ledger can't verify TDX evidence yet; ask for sev-snp",
-        )),
-        VmKind::Plain | VmKind::SevSnp => Ok(()),
+    if request.kind == VmKind::Plain && request.min_grade == Grade::HardwareVerified {
+        let why = "a plain VM is never hardware-verified; ask for kind sev-snp, or a lower grade";
+        return Err(invalid("min_grade", why));
     }
+    Ok(())
 }
 
 fn check_spec(spec: &OfferingSpec, genesis: &super::genesis::Genesis) -> Result<(), LedgerError> {
@@ -332,6 +322,18 @@ impl State {
             "min_grade",
             grade_name(request.min_grade).to_owned(),
             format!("at best {}", grade_name(spec.best_grade)),
+        );
+        check(
+            request.kind != VmKind::Tdx,
+            "kind",
+            kind_name(VmKind::Tdx).to_owned(),
+            "this ledger can't verify TDX evidence yet".to_owned(),
+        );
+        check(
+            request.kind != VmKind::Plain || request.min_grade <= Grade::HostSigned,
+            "min_grade",
+            grade_name(request.min_grade).to_owned(),
+            "this ledger can't verify a host's TPM quote yet: host-signed for plain VMs".to_owned(),
         );
         check(
             request.at_rest == AtRest::Any || spec.at_rest == AtRest::Encrypted,

@@ -7,7 +7,7 @@ use icrc_ledger_types::icrc1::account::Account;
 use serde::{Deserialize, Serialize};
 
 use super::block::{Block, hash};
-use super::command::{Command, Reject, Reply, TICK, encode_reply};
+use super::command::{Command, Reject, Reply, TICK, committed_reply, encode_reply};
 use super::genesis::{Genesis, GenesisError};
 use super::txn::{Changes, Txn, account, not_allowed};
 use crate::api::{
@@ -328,7 +328,7 @@ impl State {
             caller,
             method: method.to_owned(),
             argument,
-            reply: hash(&[&encode_reply(result)]),
+            reply: hash(&[&committed_reply(result)]),
         };
         // 2⁶⁴ blocks at a million a second take 585,000 years.
         self.chain = Chain {

@@ -107,6 +107,44 @@ fn every_field_of_a_request_can_be_the_reason_why_not() {
 }
 
 #[test]
+fn what_this_ledger_can_not_verify_yet_is_a_reason_and_never_rented() {
+    let mut world = World::new();
+    let kinds = vec![VmKind::Plain, VmKind::SevSnp, VmKind::Tdx];
+    world.offering = world.publish(world.host, OfferingSpec { kinds, ..spec() });
+    let tdx = Request {
+        kind: VmKind::Tdx,
+        ..request()
+    };
+    let quoted = Request {
+        min_grade: Grade::HostVerified,
+        ..request()
+    };
+    for (field, request) in [("kind", tdx), ("min_grade", quoted)] {
+        assert!(
+            world
+                .state
+                .match_offerings(world.developer, &request, world.now)
+                .unwrap()
+                .is_empty()
+        );
+        let why = world.state.why_not(world.developer, &request, world.now).unwrap();
+        assert_eq!(why[0].reasons.len(), 1);
+        assert_eq!(why[0].reasons[0].field, field);
+        assert!(why[0].reasons[0].offered.contains("yet"), "{:?}", why[0].reasons);
+        let refused = world.rent_with(|args| {
+            args.allowed_measurements = Vec::from_iter(
+                (request.kind == VmKind::Tdx).then(|| Measurement::from_slice(&[1; 48]).unwrap()),
+            );
+            args.request = request.clone();
+        });
+        assert!(
+            matches!(refused, Err(LedgerError::DoesNotFit { .. })),
+            "{refused:?}"
+        );
+    }
+}
+
+#[test]
 fn a_developer_below_the_offerings_reputation_is_told_so() {
     let mut world = World::new();
     world.offering = world.publish(

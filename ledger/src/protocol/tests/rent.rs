@@ -19,7 +19,6 @@ fn every_bad_field_is_named_and_nothing_is_paid() {
         ("period_s", |a| a.request.period_s = 0),
         ("period_s", |a| a.request.period_s = u64::MAX),
         ("region", |a| a.request.region = Some("a\nb".into())),
-        ("kind", |a| a.request.kind = VmKind::Tdx),
         ("min_grade", |a| a.request.min_grade = Grade::HardwareVerified),
         ("min_grade", |a| a.request.min_grade = Grade::HostVerified),
         ("image.url", |a| a.image.url = "not a url".into()),
