@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::names::{IfName, Prefix, Slot};
+use crate::names::{IfName, Prefix, Slot, UserName};
 
 /// Settings of one [`Network`](crate::Network).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +66,9 @@ pub struct HaproxyConfig {
     /// Port for plain HTTP, routed by the `Host` header to port 80 of the VM.
     #[serde(default = "http_port")]
     pub http_port: u16,
+    /// The user (and group) that it runs as once its sockets are open. The Debian package makes this one.
+    #[serde(default)]
+    pub user: UserName,
     /// Connections that HAProxy carries at once, all tenants together (each costs about 4 kB and 2 file descriptors; HAProxy
     /// refuses to start if the limit of open files doesn't allow them).
     #[serde(default = "haproxy_connections")]

@@ -56,6 +56,7 @@ fn render(config: &HaproxyConfig, mark: &str) -> String {
         https_port,
         http_port,
         max_connections,
+        user,
         ..
     } = config;
     let socket = config.socket_path();
@@ -67,6 +68,8 @@ global
     description {mark}
     stats socket {socket} mode 600 level admin expose-fd listeners
     stats timeout 10s
+    user {user}
+    group {user}
     maxconn {max_connections}
     hard-stop-after 1h
 

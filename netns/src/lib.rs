@@ -16,7 +16,7 @@ pub use config::{Config, ConfigError, HaproxyConfig, Ipv4Net, Manage, PortRange,
 pub use desired::{Desired, DesiredFault, Lease, Route, Transport, VmNet};
 pub use error::{ConvergeError, Failure, NetError, Scope};
 pub use names::{
-    DnsName, GATEWAY, GATEWAY_MAC, IfName, Mac, NameError, Prefix, Slot, TenantId, UPLINK_HOST, mac,
+    DnsName, GATEWAY, GATEWAY_MAC, IfName, Mac, NameError, Prefix, Slot, TenantId, UPLINK_HOST, UserName, mac,
 };
 pub use network::{Changes, Counters, Ended, Network, Rendered, render};
 pub use plan::{Observed, Plan, plan};

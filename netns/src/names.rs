@@ -2,7 +2,7 @@
 //!
 //! | Object                                   | Name                                   | Lives in             |
 //! |------------------------------------------|----------------------------------------|----------------------|
-//! | namespace of a tenant                    | `<prefix>-<tenant>`                    | `/run/netns`         |
+//! | namespace of a tenant                    | `<prefix>-t-<tenant>`                  | `/run/netns`         |
 //! | veth, the host's end                     | `<prefix>-<start of tenant>`, 15 bytes | the host's namespace |
 //! | veth, the tenant's end                   | `up0`                                  | the tenant's         |
 //! | tap of a VM                              | `<prefix>_t<slot>`                     | the tenant's         |
@@ -28,11 +28,14 @@ pub enum NameError {
     #[error("{0:?} is not an interface name: 1 to 15 of A-Z a-z 0-9 - _ ., starting with a letter")]
     Interface(String),
     /// Not a prefix.
-    #[error("{0:?} can't be a prefix: 1 to 4 of a-z 0-9, starting with a letter")]
+    #[error("{0:?} can't be a prefix: 1 to 6 of a-z 0-9, starting with a letter")]
     Prefix(String),
     /// Not a tenant id.
     #[error("{0:?} is not a tenant id: 1 to 40 of a-z 0-9")]
     Tenant(String),
+    /// Not a user name.
+    #[error("{0:?} is not a user name: 1 to 31 of a-z 0-9 - _, starting with a letter or _")]
+    User(String),
     /// Not a DNS name.
     #[error("{name:?} is not a DNS name: {why}")]
     Dns {
@@ -98,7 +101,7 @@ impl FromStr for IfName {
     }
 }
 
-/// What the names of all objects of one [`Network`](crate::Network) begin with: 1 to 4 of `a-z 0-9`, a letter first.
+/// What the names of all objects of one [`Network`](crate::Network) begin with: 1 to 6 of `a-z 0-9`, a letter first.
 ///
 /// Two networks with different prefixes on one machine never touch each other's objects.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -111,7 +114,7 @@ impl FromStr for Prefix {
     type Err = NameError;
     fn from_str(name: &str) -> Result<Self, NameError> {
         let word = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-        if !(1..=4).contains(&name.len()) || !word || !name.starts_with(|c: char| c.is_ascii_lowercase()) {
+        if !(1..=6).contains(&name.len()) || !word || !name.starts_with(|c: char| c.is_ascii_lowercase()) {
             return Err(NameError::Prefix(name.chars().take(40).collect()));
         }
         Ok(Self(name.to_owned()))
@@ -127,12 +130,15 @@ impl Default for Prefix {
 impl Prefix {
     /// Name of a tenant's namespace, as `ip netns` shows it.
     pub fn namespace(&self, tenant: &TenantId) -> String {
-        format!("{self}-{tenant}")
+        format!("{self}-t-{tenant}")
     }
 
     /// The tenant whose namespace this is, if it is one of ours.
     pub fn tenant_of_namespace(&self, name: &str) -> Option<TenantId> {
-        name.strip_prefix(self.as_str())?.strip_prefix('-')?.parse().ok()
+        name.strip_prefix(self.as_str())?
+            .strip_prefix("-t-")?
+            .parse()
+            .ok()
     }
 
     /// The host's end of a tenant's veth: as much of the tenant id as fits. [`Desired::check`](crate::Desired::check)
@@ -173,7 +179,7 @@ impl Prefix {
 /// Who a tenant is, as far as the network cares: 1 to 40 of `a-z 0-9`.
 ///
 /// It names the tenant's namespace, so two tenants with one id share a network. Make it with [`TenantId::of`], whose 160
-/// bits nobody can hit on purpose; the 10 characters and more that reach the interface name are 50 bits and more.
+/// bits nobody can hit on purpose. Of these 60 reach the interface name with the default prefix, 5 less per letter more.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TenantId(String);
@@ -257,6 +263,32 @@ impl FromStr for DnsName {
             }
             Some(_) => Ok(Self(name)),
         }
+    }
+}
+
+/// Name of a user of this machine, as Debian makes them: 1 to 31 of `a-z 0-9 - _`, starting with a letter or `_`. It doesn't
+/// prove that there is such a user.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct UserName(String);
+
+text_type!(UserName);
+
+impl Default for UserName {
+    fn default() -> Self {
+        Self("haproxy".to_owned())
+    }
+}
+
+impl FromStr for UserName {
+    type Err = NameError;
+    fn from_str(name: &str) -> Result<Self, NameError> {
+        let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
+        let first = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
+        if !(1..=31).contains(&name.len()) || !name.bytes().all(word) || !first {
+            return Err(NameError::User(name.chars().take(40).collect()));
+        }
+        Ok(Self(name.to_owned()))
     }
 }
 
@@ -352,7 +384,7 @@ mod tests {
 
     #[test]
     fn every_name_derived_from_any_slot_and_tenant_is_an_interface_name_and_leads_back() {
-        let prefix: Prefix = "abcd".parse().unwrap();
+        let prefix: Prefix = "abcdef".parse().unwrap();
         for slot in [1, 9, 10_000, 65_534] {
             let tap = prefix.tap(slot);
             assert_eq!(tap.as_str().parse::<IfName>().as_ref(), Ok(&tap));
@@ -371,9 +403,23 @@ mod tests {
     }
 
     #[test]
+    fn a_namespace_that_only_shares_the_prefix_is_not_a_tenants() {
+        let prefix: Prefix = "dcdemo".parse().unwrap();
+        for name in [
+            "dcdemo-host",
+            "dcdemo-wan",
+            "dcdemo-t-",
+            "dcdemo-t-a-b",
+            "dcdemo-tab",
+        ] {
+            assert_eq!(prefix.tenant_of_namespace(name), None, "{name}");
+        }
+    }
+
+    #[test]
     fn names_of_others_are_not_taken_for_ours() {
         let prefix: Prefix = "dc".parse().unwrap();
-        for name in ["dcx-abc", "d-abc", "eth0", "dc", "dcabc"] {
+        for name in ["dcx-t-abc", "dcx-abc", "d-abc", "eth0", "dc", "dcabc"] {
             assert!(!prefix.is_uplink(name), "{name}");
             assert_eq!(prefix.tenant_of_namespace(name), None, "{name}");
         }

@@ -20,7 +20,7 @@ use crate::effects::worker::{self, Worker, os};
 use crate::error::{ConvergeError, Failure, NetError, Scope};
 use crate::ingress;
 use crate::names::{IfName, Mac, Slot, TenantId, mac};
-use crate::plan::{Observed, Plan, Proxy, StopProxy, plan, plan_removal};
+use crate::plan::{Observed, Plan, Proxy, StopProxy, Tenant, plan, plan_removal};
 use crate::rules;
 
 /// This host's network. Cheap to share behind an `Arc`; calls that change something wait for each other.
@@ -148,15 +148,17 @@ impl Network {
         worker::run(Arc::clone(&self.config), Arc::clone(&self.host), job).await
     }
 
-    async fn look(&self, state: &State) -> Result<Observed, NetError> {
+    /// Looks at everything but the tenants that are known.
+    async fn look(&self, state: &State, known: BTreeMap<TenantId, Tenant>) -> Result<Observed, NetError> {
         let (references, lent) = (Arc::clone(&self.references), state.lent.clone());
-        self.work(move |worker| observe(worker, &references, &lent)).await
+        self.work(move |worker| observe(worker, &references, &lent, &known))
+            .await
     }
 
     /// Looks at everything that is ours.
     pub async fn observe(&self) -> Result<Observed, NetError> {
         let state = self.state.lock().await;
-        self.look(&state).await
+        self.look(&state, BTreeMap::new()).await
     }
 
     /// Makes the network be `desired`: looks at everything, changes what differs, looks again. Idempotent; safe after a
@@ -165,12 +167,24 @@ impl Network {
         desired.check(&self.config).map_err(ConvergeError::Desired)?;
         let mut state = self.state.lock().await;
         state.remembered = None;
-        let observed = self.look(&state).await.map_err(ConvergeError::Observe)?;
-        let changes = self
-            .follow(&mut state, plan(&self.config, &observed, desired), desired)
-            .await?;
+        let observed = self
+            .look(&state, BTreeMap::new())
+            .await
+            .map_err(ConvergeError::Observe)?;
+        let steps = plan(&self.config, &observed, desired);
+        let (nothing, touched) = (steps.is_empty(), steps.touches());
+        let changes = self.follow(&mut state, steps, desired).await?;
+        if nothing {
+            state.remembered = Some(observed);
+            return Ok(changes);
+        }
         // The second look catches the kernel, or somebody else, doing something that we didn't ask for.
-        let after = self.look(&state).await.map_err(ConvergeError::Observe)?;
+        let known = observed
+            .tenants
+            .into_iter()
+            .filter(|(tenant, _)| !touched.contains(tenant))
+            .collect();
+        let after = self.look(&state, known).await.map_err(ConvergeError::Observe)?;
         let remaining = plan(&self.config, &after, desired);
         if !remaining.is_empty() {
             return Err(ConvergeError::Remaining {
@@ -209,7 +223,10 @@ impl Network {
     pub async fn converge_cut_off(&self, desired: &Desired, steps: usize) -> Result<Changes, ConvergeError> {
         let mut state = self.state.lock().await;
         state.remembered = None;
-        let observed = self.look(&state).await.map_err(ConvergeError::Observe)?;
+        let observed = self
+            .look(&state, BTreeMap::new())
+            .await
+            .map_err(ConvergeError::Observe)?;
         let mut plan = plan(&self.config, &observed, desired);
         plan.0.truncate(steps);
         self.follow(&mut state, plan, desired).await
@@ -275,7 +292,10 @@ impl Network {
             Some(Manage::External) => StopProxy::No,
             Some(Manage::Spawn) | None => StopProxy::Yes,
         };
-        let observed = self.look(&state).await.map_err(ConvergeError::Observe)?;
+        let observed = self
+            .look(&state, BTreeMap::new())
+            .await
+            .map_err(ConvergeError::Observe)?;
         let changes = self
             .follow(
                 &mut state,
@@ -283,7 +303,10 @@ impl Network {
                 &Desired::default(),
             )
             .await?;
-        let after = self.look(&state).await.map_err(ConvergeError::Observe)?;
+        let after = self
+            .look(&state, BTreeMap::new())
+            .await
+            .map_err(ConvergeError::Observe)?;
         let remaining = plan_removal(&self.config, &after, stop);
         if !remaining.is_empty() {
             return Err(ConvergeError::Remaining {

@@ -13,7 +13,7 @@ use crate::desired::{Desired, Transport, VmNet};
 use crate::error::Scope;
 use crate::ingress::{self, Routes};
 use crate::names::{IfName, Slot, TenantId};
-use crate::rules::{self, Table};
+use crate::rules::{self, Elements, Table};
 
 /// What the machine shows of our network. Objects of others aren't in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -195,6 +195,15 @@ impl Plan {
         self.0.is_empty()
     }
 
+    /// The tenants whose namespaces it changes.
+    pub(crate) fn touches(&self) -> BTreeSet<TenantId> {
+        let tenant = |step: &Action| match step.scope() {
+            Scope::Tenant(tenant) => Some(tenant),
+            Scope::Host | Scope::Proxy => None,
+        };
+        self.0.iter().filter_map(tenant).collect()
+    }
+
     /// Whether HAProxy is started by it.
     pub(crate) fn starts_proxy(&self) -> bool {
         self.0
@@ -255,13 +264,15 @@ pub fn plan(config: &Config, observed: &Observed, desired: &Desired) -> Plan {
     if !observed.forwarding {
         steps.push(Action::EnableForwarding);
     }
-    remove_ways_in(config, observed, desired, &mut steps);
+    let elements = rules::host_elements(config, desired);
+    let routes = ingress::routes(config, desired);
+    remove_ways_in(config, observed, &elements, &routes, &mut steps);
     remove_objects(config, observed, desired, &tenants, &mut steps);
-    end_flows(config, observed, desired, &mut steps);
+    end_flows(observed, &elements, &mut steps);
     for (tenant, vms) in &tenants {
         make_tenant(config, observed, tenant, vms, &mut steps);
     }
-    add_routes(config, observed, desired, &mut steps);
+    add_routes(observed, &routes, &mut steps);
     Plan(steps)
 }
 
@@ -279,7 +290,7 @@ pub(crate) fn plan_removal(config: &Config, observed: &Observed, stop_proxy: Sto
         _ => {}
     }
     remove_objects(config, observed, &nothing, &BTreeMap::new(), &mut steps);
-    end_flows(config, observed, &nothing, &mut steps);
+    end_flows(observed, &rules::host_elements(config, &nothing), &mut steps);
     if observed.host_table != Table::Absent {
         let script = rules::host_table_removal(config);
         steps.push(Action::HostRules {
@@ -299,15 +310,20 @@ pub(crate) enum StopProxy {
     No,
 }
 
-/// Routes that lead elsewhere now or nowhere, and the host's rules, in one transaction for removed and new ones.
-fn remove_ways_in(config: &Config, observed: &Observed, desired: &Desired, steps: &mut Vec<Action>) {
+/// Routes that lead nowhere now, and the host's rules, in one transaction for removed and new ones.
+fn remove_ways_in(
+    config: &Config,
+    observed: &Observed,
+    elements: &Elements,
+    wanted: &BTreeMap<String, Ipv4Addr>,
+    steps: &mut Vec<Action>,
+) {
     if let Proxy::Up {
         current: true,
         routes,
         ..
     } = &observed.proxy
     {
-        let wanted = ingress::routes(config, desired);
         let names: BTreeSet<String> = routes
             .keys()
             .filter(|name| !wanted.contains_key(*name))
@@ -317,10 +333,9 @@ fn remove_ways_in(config: &Config, observed: &Observed, desired: &Desired, steps
             steps.push(Action::RemoveRoutes { names });
         }
     }
-    let wanted = rules::host_elements(config, desired);
     match &observed.host_table {
-        Table::Ours(elements) => {
-            if let Some(script) = rules::host_edit(config, elements, &wanted) {
+        Table::Ours(present) => {
+            if let Some(script) = rules::host_edit(config, present, elements) {
                 let what = format!(
                     "change the host's rules: {}",
                     script.trim_end().replace('\n', "; ")
@@ -329,7 +344,7 @@ fn remove_ways_in(config: &Config, observed: &Observed, desired: &Desired, steps
             }
         }
         Table::Absent | Table::Changed => {
-            let script = rules::host_table(config, &wanted);
+            let script = rules::host_table(config, elements);
             steps.push(Action::HostRules {
                 script,
                 what: "load the host's rules".to_owned(),
@@ -399,11 +414,10 @@ fn remove_objects(
 }
 
 /// Flows outlive the rule that let them begin, so they are ended with it. Which rules are gone, the old elements tell.
-fn end_flows(config: &Config, observed: &Observed, desired: &Desired, steps: &mut Vec<Action>) {
+fn end_flows(observed: &Observed, new: &Elements, steps: &mut Vec<Action>) {
     let Table::Ours(old) = &observed.host_table else {
         return;
     };
-    let new = rules::host_elements(config, desired);
     let gone = |set: &str| -> Vec<String> {
         let (old, new) = (old.get(set), new.get(set));
         old.into_iter()
@@ -482,8 +496,7 @@ fn make_tenant(
     }
 }
 
-fn add_routes(config: &Config, observed: &Observed, desired: &Desired, steps: &mut Vec<Action>) {
-    let wanted = ingress::routes(config, desired);
+fn add_routes(observed: &Observed, wanted: &BTreeMap<String, Ipv4Addr>, steps: &mut Vec<Action>) {
     match &observed.proxy {
         Proxy::Unused => {}
         Proxy::Down => steps.push(Action::StartProxy { old: None }),

@@ -1,4 +1,5 @@
 //! Ways in: port leases and routes by name, through the real nft and the real HAProxy.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on must stop")]
 
 mod lab;
 

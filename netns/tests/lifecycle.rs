@@ -1,4 +1,5 @@
 //! Making, repairing, recovering, removing.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on must stop")]
 
 mod lab;
 
@@ -82,8 +83,8 @@ async fn what_others_break_is_repaired() {
         format!("ip -n {bob} link set {p}_t2 address 02:00:00:00:00:05"),
         format!("ip netns del {bob}"),
         format!("umount /run/netns/{bob}"),
-        format!("touch /run/netns/{p}-stale"),
-        format!("ip netns add {p}-stale"),
+        format!("touch /run/netns/{p}-t-stale"),
+        format!("ip netns add {p}-t-stale"),
         format!("ip -n {h} link add {p}-stale type veth peer name zz netns {alice}"),
     ] {
         sh(&damage);
@@ -142,26 +143,27 @@ async fn a_crash_after_any_step_is_recovered_forwards_and_backwards() {
 async fn objects_of_others_are_left_alone() {
     let lab = Lab::new();
     let (p, h) = (lab.prefix.clone(), lab.host());
-    let other = format!("{p}x-alice");
+    let other = format!("{p}x-t-alice");
     sh(&format!(
-        "ip netns add {other}; ip -n {h} link add {p}x type veth peer name br0
+        "ip netns add {other}; ip netns add {p}-router; ip -n {h} link add {p}x type veth peer name br0
          ip netns exec {h} nft 'add table inet other; add chain inet other forward {{ type filter hook forward priority 0; }}'
          ip -n {h} route add 100.64.9.9 via {WAN}"
     ));
     let shows = || {
         sh(&format!(
-            "ip netns list | grep {other}; ip -n {h} -o link show {p}x | cut -d: -f2; ip -n {h} -o link show br0 | cut -d: -f2
+            "ip netns list | grep -oE '{other}|{p}-router'; ip -n {h} -o link show {p}x | cut -d: -f2; ip -n {h} -o link show br0 | cut -d: -f2
              ip netns exec {h} nft list table inet other; ip -n {h} route show 100.64.9.9"
         ))
     };
     let before = shows();
+    assert!(before.contains("-router"));
     let network = lab.open().await;
     network.converge(&full_without_routes()).await.unwrap();
     assert_eq!(shows(), before);
     network.remove_all().await.unwrap();
     assert_eq!(shows(), before);
     sh(&format!(
-        "ip netns del {other}; ip -n {h} route del 100.64.9.9; ip -n {h} link del {p}x"
+        "ip netns del {other}; ip netns del {p}-router; ip -n {h} route del 100.64.9.9; ip -n {h} link del {p}x"
     ));
 }
 

@@ -14,22 +14,20 @@ use crate::names::{
 use crate::plan::{Observed, Proxy, Tenant};
 use crate::rules::Which;
 
-/// Looks at everything. `lent`: the taps that are in the host's namespace on purpose.
+/// How many threads look into namespaces at once.
+const LOOKERS: usize = 8;
+
+/// Looks at everything. `lent`: the taps that are in the host's namespace on purpose. `known`: tenants that were looked at a
+/// moment ago and not touched since.
 pub(crate) fn observe(
     worker: &Worker,
     references: &References,
     lent: &BTreeSet<Slot>,
+    known: &BTreeMap<TenantId, Tenant>,
 ) -> Result<Observed, NetError> {
     let config = &worker.config;
     let host = worker.links()?.inventory()?;
-    let mut tenants = BTreeMap::new();
-    for (tenant, live) in worker.namespaces()? {
-        let seen = match live {
-            true => worker.inside(&tenant, || look_inside(worker, references, &host, &tenant))?,
-            false => Tenant::Husk,
-        };
-        tenants.insert(tenant, seen);
-    }
+    let tenants = look_at_tenants(worker, references, &host, known)?;
     let mut uplinks = BTreeMap::new();
     let mut names = BTreeMap::new();
     for (name, link) in host
@@ -72,6 +70,50 @@ pub(crate) fn observe(
             None => Proxy::Unused,
             Some(haproxy) => haproxy::look(haproxy)?,
         },
+    })
+}
+
+/// Looks into all namespaces, several at once: most of the time goes to waiting for `nft`.
+fn look_at_tenants(
+    worker: &Worker,
+    references: &References,
+    host: &Inventory,
+    known: &BTreeMap<TenantId, Tenant>,
+) -> Result<BTreeMap<TenantId, Tenant>, NetError> {
+    let (mut seen, mut unknown) = (BTreeMap::new(), Vec::new());
+    for (tenant, live) in worker.namespaces()? {
+        match (known.get(&tenant), live) {
+            (Some(known), true) => drop(seen.insert(tenant, known.clone())),
+            (None, true) => unknown.push(tenant),
+            (_, false) => drop(seen.insert(tenant, Tenant::Husk)),
+        }
+    }
+    let lookers = std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(LOOKERS);
+    let share = unknown.len().div_ceil(lookers).max(1);
+    std::thread::scope(|scope| {
+        let look = |tenants: Vec<TenantId>| {
+            move || {
+                let worker = worker.colleague()?;
+                let look = |tenant: TenantId| {
+                    let seen = worker.inside(&tenant, || look_inside(&worker, references, host, &tenant))?;
+                    Ok((tenant, seen))
+                };
+                tenants
+                    .into_iter()
+                    .map(look)
+                    .collect::<Result<Vec<_>, NetError>>()
+            }
+        };
+        let threads: Vec<_> = unknown
+            .chunks(share)
+            .map(|tenants| scope.spawn(look(tenants.to_vec())))
+            .collect();
+        for thread in threads {
+            seen.extend(thread.join().map_err(|_| NetError::Worker)??);
+        }
+        Ok(seen)
     })
 }
 

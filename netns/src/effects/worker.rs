@@ -87,6 +87,11 @@ impl Worker {
         })
     }
 
+    /// Makes the calling thread a worker like this one.
+    pub(crate) fn colleague(&self) -> Result<Self, NetError> {
+        Self::stand(Arc::clone(&self.config), Arc::clone(&self.host))
+    }
+
     /// Links of the namespace that the thread stands in.
     pub(crate) fn links(&self) -> Result<Links<'_>, NetError> {
         Links::here(&self.runtime)

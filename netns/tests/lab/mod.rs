@@ -1,5 +1,6 @@
 //! A small internet for tests: a host with the network under test, a wan beside it, VMs behind taps. Everything is made
 //! of network namespaces and goes away when the [`Lab`] is dropped, also when a test panics.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on must stop")]
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![expect(unsafe_code, reason = "the tests play a VMM, which opens taps by ioctl")]
 
@@ -115,7 +116,7 @@ impl Lab {
     }
 
     pub(crate) fn tenant_space(&self, tenant: &str) -> String {
-        format!("{}-{tenant}", self.prefix)
+        format!("{}-t-{tenant}", self.prefix)
     }
 
     /// Adds HAProxy to the settings.
