@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use ledger::node::{self, Node, Tail};
 use ledger::protocol::Genesis;
@@ -223,9 +223,8 @@ fn run(dir: &Path, listen: SocketAddr) -> anyhow::Result<()> {
             }
             tracing::info!("stopping");
         };
-        if let Err(error) = node.serve(listener, stop).await {
-            bail!("{error}; everything that was answered is durable");
-        }
-        Ok(())
+        node.serve(listener, stop)
+            .await
+            .context("stopped; everything that was answered is durable")
     })
 }

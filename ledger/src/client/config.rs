@@ -27,7 +27,7 @@ const ROOT_KEY_PREFIX: [u8; 37] = [
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file can't be read.
-    #[error("cannot read {path}: {source}; `ledgerd init` writes a client.toml to copy")]
+    #[error("cannot read {path}; `ledgerd init` writes a client.toml to copy")]
     Read {
         /// Which.
         path: PathBuf,
@@ -35,7 +35,7 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The file has the wrong form.
-    #[error("{path}: {source}")]
+    #[error("{path} is no client.toml")]
     Parse {
         /// Which.
         path: PathBuf,
@@ -135,6 +135,7 @@ pub(super) fn check(url: &str, root_key: &[u8]) -> Result<reqwest::Url, ConfigEr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::error::causes;
 
     #[test]
     fn settings_are_checked_before_use() {
@@ -147,7 +148,7 @@ mod tests {
         let path = dir.path().join("client.toml");
         let read = |text: &str| {
             std::fs::write(&path, text).unwrap();
-            ClientFile::read(&path).map_err(|error| error.to_string())
+            ClientFile::read(&path).map_err(|error| causes(&error))
         };
         assert_eq!(read(&good).unwrap().root_key, key);
         for (from, to, expected) in [

@@ -71,7 +71,7 @@ pub enum KeyError {
         found: String,
     },
     /// The file can't be read or written.
-    #[error("cannot access key file {path}: {source}")]
+    #[error("cannot access key file {path}")]
     File {
         /// Which.
         path: PathBuf,

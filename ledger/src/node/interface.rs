@@ -120,23 +120,29 @@ mod tests {
 
     #[test]
     fn every_method_of_the_text_is_one_of_the_protocol_and_of_the_same_kind() {
+        // The service is printed one method a line, or broken over several; a method's name is indented by two.
         let text = interface();
         let service = text.split_once("service :").unwrap().1;
-        let mut found = 0;
-        for line in service.split(';').filter(|line| line.contains("->")) {
-            let name = line
-                .split(':')
-                .next()
-                .unwrap()
-                .trim_matches(|c: char| c.is_whitespace() || c == '{');
-            let kind = if line.trim_end().ends_with("query") {
+        let starts: Vec<usize> = service
+            .match_indices("\n  ")
+            .map(|(at, _)| at + 1)
+            .filter(|at| service[at + 2..].starts_with(|c: char| c.is_ascii_lowercase()))
+            .collect();
+        for (number, start) in starts.iter().enumerate() {
+            let end = starts.get(number + 1).copied().unwrap_or(service.len());
+            let method = service[*start..end]
+                .trim()
+                .trim_end_matches('}')
+                .trim()
+                .trim_end_matches(';');
+            let name = method.split(':').next().unwrap().trim();
+            let kind = if method.ends_with("query") {
                 MethodKind::Query
             } else {
                 MethodKind::Update
             };
-            assert_eq!(method_kind(name), Some(kind), "{name}");
-            found += 1;
+            assert_eq!(method_kind(name), Some(kind), "{method}");
         }
-        assert_eq!(found, 36, "{service}");
+        assert_eq!(starts.len(), 36, "{service}");
     }
 }

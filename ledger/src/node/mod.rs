@@ -48,7 +48,7 @@ use crate::protocol::{GenesisError, ReplayError};
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
     /// A file of the directory can't be used.
-    #[error("{path}: {source}")]
+    #[error("cannot use {path}")]
     File {
         /// Which.
         path: PathBuf,

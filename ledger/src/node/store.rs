@@ -100,7 +100,7 @@ impl Answer {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The file system says no.
-    #[error("{path}: {source}")]
+    #[error("cannot use {path}")]
     Io {
         /// Which file.
         path: PathBuf,
