@@ -170,13 +170,12 @@ impl Inner {
             };
         match self.observe_disk(&contract)? {
             DiskState::Ready {
-                path,
                 bytes: found,
                 encryption: found_encryption,
+                ..
             } => {
                 self.same(contract, (found, found_encryption), (bytes, encryption))?;
-                self.give_to(&contract, owner)?;
-                return Ok(path);
+                return self.give_to(&contract, owner);
             }
             DiskState::Locked => {
                 let found = self.length(&contract)?;
@@ -188,11 +187,10 @@ impl Inner {
                 self.build(&contract, bytes, encryption)?;
             }
         }
-        self.give_to(&contract, owner)?;
-        match encryption {
-            Encryption::None => Ok(self.disk_path(&contract)),
-            Encryption::Luks2 => luks::open(&contract, &self.disk_path(&contract), &self.key_path(&contract)),
+        if encryption == Encryption::Luks2 {
+            luks::open(&contract, &self.disk_path(&contract), &self.key_path(&contract))?;
         }
+        self.give_to(&contract, owner)
     }
 
     fn same(
@@ -219,10 +217,13 @@ impl Inner {
         Ok(meta.len())
     }
 
-    fn give_to(&self, contract: &ContractId, owner: Owner) -> Result<(), StorageError> {
-        let path = self.disk_path(contract);
+    /// Gives what the VMM opens to its uid: the opened mapping's node (udev leaves it so until the mapping changes), or
+    /// the file. Says which.
+    fn give_to(&self, contract: &ContractId, owner: Owner) -> Result<PathBuf, StorageError> {
+        let path = luks::mapping(contract).unwrap_or_else(|| self.disk_path(contract));
         let file = File::open(&path).map_err(StorageError::os(format!("open {}", path.display())))?;
-        files::give(&file, &path, owner)
+        files::give(&file, &path, owner)?;
+        Ok(path)
     }
 
     fn build(&self, contract: &ContractId, bytes: u64, encryption: Encryption) -> Result<(), StorageError> {

@@ -151,16 +151,7 @@ async fn encryption_is_given_or_refused_but_never_silently_left_out() {
     let store = store(&dir);
     let outcome = store.create_disk(ID, 1, Encryption::Luks2, Owner::SELF).await;
     if store.at_rest().is_available() {
-        let path = outcome.unwrap();
-        assert!(path.starts_with("/dev/mapper"));
-        assert!(matches!(
-            store.observe_disk(ID).await.unwrap(),
-            DiskState::Ready {
-                encryption: Encryption::Luks2,
-                ..
-            }
-        ));
-        assert!(store.wipe(ID).await.unwrap().key_destroyed);
+        encrypted_disk(&store, &outcome.unwrap()).await;
     } else {
         assert!(
             matches!(outcome, Err(StorageError::EncryptionUnavailable { .. })),
@@ -168,6 +159,55 @@ async fn encryption_is_given_or_refused_but_never_silently_left_out() {
         );
         assert_eq!(store.disks().await.unwrap(), []);
     }
+}
+
+/// What only a kernel with device-mapper can show.
+async fn encrypted_disk(store: &Store, path: &Path) {
+    assert!(path.starts_with("/dev/mapper"));
+    let ready = store.observe_disk(ID).await.unwrap();
+    assert!(
+        matches!(&ready, DiskState::Ready { encryption: Encryption::Luks2, path: p, .. } if p == path),
+        "{ready:?}"
+    );
+    let mut mapped = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    assert_eq!(
+        std::io::Seek::seek(&mut mapped, std::io::SeekFrom::End(0)).unwrap(),
+        1 << 30,
+        "the size that was paid"
+    );
+    std::io::Seek::rewind(&mut mapped).unwrap();
+    mapped
+        .write_all(b"a tenant's secret that must not be readable on the disk")
+        .unwrap();
+    mapped.sync_all().unwrap();
+    let file = std::fs::read(store.config().dir.join(format!("disks/{ID}.raw"))).unwrap();
+    assert!(!file[..32 << 20].windows(15).any(|w| w == b"tenant's secret"));
+    let error = store.wipe(ID).await.unwrap_err();
+    assert!(matches!(error, StorageError::InUse { .. }), "{error}");
+    drop(mapped);
+    // As after a reboot: everything is there, only not open; another uid gets it.
+    luks::close(ID).unwrap();
+    assert_eq!(store.observe_disk(ID).await.unwrap(), DiskState::Locked);
+    let owner = Owner {
+        uid: 12345,
+        gid: 12345,
+    };
+    assert_eq!(
+        store.create_disk(ID, 1, Encryption::Luks2, owner).await.unwrap(),
+        path
+    );
+    assert_eq!(std::fs::metadata(path).unwrap().uid(), 12345);
+    let mut again = [0; 17];
+    std::io::Read::read_exact(&mut std::fs::File::open(path).unwrap(), &mut again).unwrap();
+    assert_eq!(&again, b"a tenant's secret");
+    let error = store
+        .create_disk(ID, 1, Encryption::None, Owner::SELF)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, StorageError::OtherDisk { .. }), "{error}");
+    assert!(store.wipe(ID).await.unwrap().key_destroyed);
+    assert_eq!(store.observe_disk(ID).await.unwrap(), DiskState::Absent);
+    assert!(!path.exists());
 }
 
 #[test]
