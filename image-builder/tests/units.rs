@@ -1,6 +1,7 @@
 //! The unit files in `systemd/` are what systemd takes them for. They are checked by systemd's own offline tools, in a
 //! root directory where the programs they start are stand-ins.
 #![cfg(feature = "builder")]
+#![expect(clippy::unwrap_used, reason = "all of it is a test")]
 
 use std::fs;
 use std::path::Path;
