@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use candid::Principal;
 use ledger::api::{
-    AtRest, Capacity, Contract, ContractState, DCT, EndReason, Grade, HostDelegation, Invariants, LedgerInfo,
-    Match, OfferingSpec, PriceList, Quota, VmKind, WhyNot,
+    AtRest, Capacity, Contract, ContractState, DCT, EndReason, Endpoint, EvidenceRecord, Grade,
+    HostDelegation, Invariants, LeasedPort, LedgerError, LedgerInfo, Match, OfferingSpec, PriceList, Quota,
+    Reputation, SubmitEvidenceArgs, Transport, VmKind, WhyNot,
 };
 use ledger::client::{Client, ClientFile, Key};
 use ledger::protocol::{Genesis, InitialBalance};
@@ -43,7 +44,7 @@ impl World {
             node: None,
             address,
         };
-        let mut genesis = Genesis::demo("cli", 1, 1_790_000_000);
+        let mut genesis = Genesis::demo("cli", 60, 1_790_000_000);
         for name in ["provider", "host", "dev"] {
             let made: Value = world.json(&["key", "new", "--out", &world.text(name)]);
             let principal = Principal::from_text(made["principal"].as_str().unwrap()).unwrap();
@@ -107,8 +108,9 @@ impl World {
         self.path(name).display().to_string()
     }
 
-    fn decent(&self, who: &str, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_decent"))
+    fn decent_command(&self, who: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_decent"));
+        command
             .args([
                 "--ledger",
                 &self.text("ledger/client.toml"),
@@ -117,9 +119,12 @@ impl World {
             ])
             .args(args)
             .env_remove("DECENT_LEDGER")
-            .env_remove("DECENT_KEY")
-            .output()
-            .unwrap()
+            .env_remove("DECENT_KEY");
+        command
+    }
+
+    fn decent(&self, who: &str, args: &[&str]) -> Output {
+        self.decent_command(who, args).output().unwrap()
     }
 
     /// stdout of a command that must succeed.
@@ -336,9 +341,107 @@ fn a_developer_rents_watches_extends_and_cancels_and_the_money_adds_up() {
             .page("dev", &["contract", "watch", &id])
             .contains("cancelled")
     );
+
+    // Another one, all the way: waits until it is active, verifies, extends, settles, cancels.
+    let at = rent.iter().position(|arg| *arg == "7").unwrap();
+    rent[at] = "8";
+    rent.push("--wait");
+    let waiting = world
+        .decent_command("dev", &rent)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let contract = runtime.block_on(async {
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            let seen = host.info().await.unwrap().height;
+            let contracts = host.host_contracts(host.principal()).await.unwrap();
+            if let Some(contract) = contracts
+                .into_iter()
+                .find(|one| one.state == ContractState::Requested)
+            {
+                return contract;
+            }
+            assert!(Instant::now() < end, "the host never sees the second contract");
+            host.wait(seen, Duration::from_secs(5)).await.unwrap();
+        }
+    });
+    let evidence = attestation::Evidence {
+        cpu: attestation::CpuEvidence::None,
+        guest_keys: attestation::GuestKeys {
+            wireguard: Some([7; 32]),
+            ..Default::default()
+        },
+    };
+    let nonce = runtime.block_on(async {
+        host.accept(contract.id).await.unwrap();
+        let nonce = host.contract_nonce(contract.id).await.unwrap();
+        let endpoint = Endpoint {
+            address: "203.0.113.1".into(),
+            names: vec![],
+            ports: vec![LeasedPort {
+                transport: Transport::Tcp,
+                public_port: 20_022,
+                vm_port: 22,
+            }],
+        };
+        let submit = |evidence| SubmitEvidenceArgs {
+            contract: contract.id,
+            evidence,
+            endpoint: endpoint.clone(),
+        };
+        let refused = host.submit_evidence(submit(vec![1, 2, 3])).await.unwrap_err();
+        assert!(
+            matches!(refused.refusal(), Some(LedgerError::EvidenceRefused { .. })),
+            "{refused}"
+        );
+        let confirmed = host.submit_evidence(submit(evidence.to_cbor())).await.unwrap();
+        assert_eq!(confirmed.grade, Grade::HostSigned);
+        nonce
+    });
+    let waited = waiting.wait_with_output().unwrap();
+    let told = String::from_utf8(waited.stderr).unwrap();
+    assert!(waited.status.success(), "{told}");
+    for step in ["accepted", "evidence refused", "active, host-signed"] {
+        assert!(told.contains(step), "{step} is missing: {told}");
+    }
+    let id = contract.id.to_string();
+    let file = world.text("evidence.cbor");
+    let page = world.page("dev", &["evidence", &id, "--out", &file]);
+    assert!(
+        page.contains(&format!("attest verify {file}")) && page.contains(&nonce.to_string()),
+        "{page}"
+    );
+    assert_eq!(std::fs::read(&file).unwrap(), evidence.to_cbor());
+    let record: EvidenceRecord = world.json(&["evidence", &id]);
+    assert_eq!(record.nonce, nonce);
+    assert!(
+        world
+            .page("dev", &["contract", "show", &id])
+            .contains("tcp 20022 → 22 in the VM")
+    );
+    let extended: Contract = world.json(&["contract", "extend", &id, "--period", "1h"]);
+    assert_eq!(extended.period_s, 3 * 3_600);
+    std::thread::sleep(Duration::from_millis(300)); // at 60 times the wall clock's speed: 18 s
+    let settled: Contract = world.json(&["contract", "settle", &id]);
+    assert!(
+        settled.escrow.released > 0 && settled.escrow.to_dao > 0,
+        "{:?}",
+        settled.escrow
+    );
+    let ended: Contract = world.json(&["contract", "cancel", &id]);
+    let escrow = ended.escrow;
+    assert_eq!(
+        (escrow.held, escrow.funded),
+        (0, escrow.released + escrow.refunded)
+    );
+    runtime.block_on(host.released(contract.id)).unwrap();
+    let score: Reputation = world.json(&["reputation"]);
+    assert!(score.score > 0 && !score.history.is_empty());
+    assert!(world.page("dev", &["reputation"]).contains('+'));
     let books: Invariants = world.json(&["invariants"]);
     assert_eq!((books.supply, books.violations.len()), (books.balances, 0));
-    world.page("dev", &["reputation"]);
 
     // Transfers.
     let to = host.principal().to_text();

@@ -56,8 +56,9 @@ impl Client {
     pub fn connect(config: ClientConfig) -> Result<Self, ConfigError> {
         let url = config::check(&config.url, &config.root_key)?;
         let http = |error: String| ConfigError::Http(error);
-        let mut transport =
-            reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).timeout(REQUEST_TIMEOUT);
+        let mut transport = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(REQUEST_TIMEOUT);
         if url.scheme() == "http" {
             // Nothing to verify there (answers are verified one by one, against the root key), and a machine without
             // any CA certificates must do: the system's verifier refuses to start on one.
