@@ -8,6 +8,7 @@ mod matching;
 mod property;
 mod registry;
 mod rent;
+mod snp;
 mod token;
 
 use candid::Principal;

@@ -1,0 +1,293 @@
+//! SEV-SNP evidence of a simulated platform: accepted where everything holds, refused for each thing that doesn't.
+
+use std::sync::OnceLock;
+
+use attestation::sim::{Launch, Platform};
+use attestation::{Binding, CpuEvidence, Evidence, GuestKeys};
+
+use super::*;
+
+const MEASUREMENT: [u8; 48] = [0x5a; 48];
+/// SMT allowed, the reserved bit that must be set, no debugging.
+const POLICY: u64 = 0x3_0000;
+const DEBUG: u64 = 1 << 19;
+
+/// The platform that the genesis names. RSA keys take seconds: made once.
+fn named() -> &'static Platform {
+    static PLATFORM: OnceLock<Platform> = OnceLock::new();
+    PLATFORM.get_or_init(|| Platform::create().unwrap())
+}
+
+fn confidential(args: &mut RentArgs) {
+    args.request.kind = VmKind::SevSnp;
+    args.request.min_grade = Grade::HardwareVerified;
+    args.allowed_measurements = vec![Measurement::from_slice(&MEASUREMENT).unwrap()];
+}
+
+fn world() -> World {
+    let mut genesis = genesis();
+    genesis
+        .test_roots
+        .push(crate::protocol::Der(named().root().to_vec()));
+    let mut world = World::with(genesis);
+    world.offering = world.publish(
+        world.host,
+        OfferingSpec {
+            test_platform: true,
+            ..spec()
+        },
+    );
+    world
+}
+
+/// An accepted confidential contract with a nonce.
+fn asked(world: &mut World) -> (ContractId, Digest32) {
+    asked_with(world, |_| ())
+}
+
+fn asked_with(world: &mut World, change: impl FnOnce(&mut RentArgs)) -> (ContractId, Digest32) {
+    let id = world
+        .rent_with(|args| {
+            confidential(args);
+            change(args);
+        })
+        .unwrap();
+    world.ok(world.host, Command::Accept(id));
+    let Reply::Nonce(nonce) = world.ok(world.host, Command::ContractNonce(id)) else {
+        panic!()
+    };
+    (id, nonce)
+}
+
+/// What goes into a report, so that tests can lie about one part of it.
+#[derive(Clone)]
+struct Guest {
+    launch: Launch,
+    ledger: Principal,
+    contract: [u8; 32],
+    nonce: [u8; 32],
+    keys: GuestKeys,
+    shown_keys: GuestKeys,
+}
+
+fn honest(id: &ContractId, nonce: &Digest32) -> Guest {
+    let keys = GuestKeys {
+        wireguard: Some([7; 32]),
+        ..GuestKeys::default()
+    };
+    Guest {
+        launch: Launch {
+            measurement: MEASUREMENT,
+            host_data: id.0,
+            policy: POLICY,
+        },
+        ledger: ledger(),
+        contract: id.0,
+        nonce: nonce.0,
+        shown_keys: keys.clone(),
+        keys,
+    }
+}
+
+fn evidence(platform: &Platform, guest: &Guest) -> Evidence {
+    let binding = Binding {
+        ledger: guest.ledger.as_slice(),
+        contract: guest.contract,
+        nonce: guest.nonce,
+    };
+    let report = platform
+        .report(&guest.launch, &binding.report_data(&guest.keys))
+        .unwrap();
+    Evidence {
+        cpu: CpuEvidence::SevSnp {
+            report,
+            certificates: platform.certificates(),
+        },
+        guest_keys: guest.shown_keys.clone(),
+    }
+}
+
+fn submit(world: &mut World, id: &ContractId, evidence: &Evidence) -> Result<Reply, LedgerError> {
+    let host = world.contract(id).host;
+    let args = SubmitEvidenceArgs {
+        contract: *id,
+        evidence: evidence.to_cbor(),
+        endpoint: Endpoint {
+            address: "203.0.113.1".into(),
+            names: vec![],
+            ports: vec![],
+        },
+    };
+    world.apply(host, Command::SubmitEvidence(args))
+}
+
+#[test]
+fn a_report_bound_to_the_contract_starts_the_clock_and_is_marked_test_root() {
+    let mut world = world();
+    let (id, nonce) = asked(&mut world);
+    let good = evidence(named(), &honest(&id, &nonce));
+    let Ok(Reply::Confirmed(confirmation)) = submit(&mut world, &id, &good) else {
+        panic!("{:?}", submit(&mut world, &id, &good))
+    };
+    assert_eq!(
+        (confirmation.grade, confirmation.trust.as_str()),
+        (Grade::HardwareVerified, "test-root")
+    );
+    assert!(confirmation.result.contains("test-root"));
+    let contract = world.contract(&id);
+    assert_eq!(
+        (contract.state, contract.active_since),
+        (ContractState::Active, Some(world.now))
+    );
+    assert_eq!(world.state.evidence(&id).unwrap().evidence, good.to_cbor());
+    world.pass(HOUR);
+    world.ok(world.developer, Command::Cancel(id));
+    assert_eq!(world.contract(&id).escrow.released, PRICE);
+    world.assert_replay();
+}
+
+#[test]
+fn every_forgery_is_refused_and_the_money_stays() {
+    let (named, unnamed) = (named(), &Platform::create().unwrap());
+    let mut world = world();
+    let (first, first_nonce) = asked(&mut world);
+    let replayed = evidence(named, &honest(&first, &first_nonce));
+    submit(&mut world, &first, &replayed).unwrap();
+    let (id, nonce) = asked(&mut world);
+    let guest = honest(&id, &nonce);
+    let lie = |change: fn(&mut Guest)| {
+        let mut guest = guest.clone();
+        change(&mut guest);
+        evidence(named, &guest)
+    };
+    let cut = |change: fn(&mut Vec<u8>, &mut Vec<Vec<u8>>)| {
+        let mut evidence = evidence(named, &guest);
+        if let CpuEvidence::SevSnp { report, certificates } = &mut evidence.cpu {
+            change(report, certificates);
+        }
+        evidence
+    };
+    let table: Vec<(&str, Evidence, &str)> = vec![
+        ("the first contract's report", replayed, "HostData"),
+        (
+            "another image",
+            lie(|g| g.launch.measurement = [1; 48]),
+            "Measurement",
+        ),
+        (
+            "another contract's launch",
+            lie(|g| g.launch.host_data = [1; 32]),
+            "HostData",
+        ),
+        ("an old nonce", lie(|g| g.nonce = [1; 32]), "ReportData"),
+        ("another contract", lie(|g| g.contract = [1; 32]), "ReportData"),
+        (
+            "another ledger",
+            lie(|g| g.ledger = Principal::from_slice(&[1])),
+            "ReportData",
+        ),
+        (
+            "other keys than the report's",
+            lie(|g| g.shown_keys.wireguard = Some([8; 32])),
+            "ReportData",
+        ),
+        (
+            "a guest that can be debugged",
+            lie(|g| g.launch.policy |= DEBUG),
+            "Debug",
+        ),
+        ("a flipped bit", cut(|report, _| report[0x90] ^= 1), "Signature"),
+        (
+            "a cut report",
+            cut(|report, _| report.truncate(1183)),
+            "Malformed",
+        ),
+        (
+            "no certificates",
+            cut(|_, certificates| certificates.clear()),
+            "Endorsements",
+        ),
+        (
+            "a root that nobody named",
+            evidence(unnamed, &guest),
+            "UntrustedRoot",
+        ),
+        (
+            "no report at all: the host's word instead",
+            Evidence {
+                cpu: CpuEvidence::None,
+                guest_keys: guest.keys.clone(),
+            },
+            "NoHardwareEvidence",
+        ),
+    ];
+    for (what, forged, reason) in &table {
+        let before = world.contract(&id);
+        let Err(LedgerError::EvidenceRefused { reasons, .. }) = submit(&mut world, &id, forged) else {
+            panic!("{what} was not refused")
+        };
+        assert!(reasons.iter().any(|r| r.contains(reason)), "{what}: {reasons:?}");
+        let after = world.contract(&id);
+        assert_eq!(
+            (after.state, after.escrow),
+            (before.state, before.escrow),
+            "{what}"
+        );
+        assert_eq!(after.refusals, reasons.clone());
+    }
+    submit(&mut world, &id, &evidence(named, &guest)).unwrap();
+    world.assert_replay();
+}
+
+#[test]
+fn a_tcb_below_the_contracts_floor_is_refused() {
+    let mut world = world();
+    let (id, nonce) = asked_with(&mut world, |args| args.min_tcb.microcode = Some(255));
+    let Err(LedgerError::EvidenceRefused { reasons, .. }) =
+        submit(&mut world, &id, &evidence(named(), &honest(&id, &nonce)))
+    else {
+        panic!()
+    };
+    assert!(reasons.iter().any(|r| r.contains("Tcb")), "{reasons:?}");
+}
+
+#[test]
+fn without_a_test_root_in_the_genesis_the_simulated_chip_proves_nothing() {
+    let mut world = World::new();
+    let (id, nonce) = asked(&mut world);
+    let refused = submit(&mut world, &id, &evidence(named(), &honest(&id, &nonce)));
+    assert!(
+        matches!(refused, Err(LedgerError::EvidenceRefused { .. })),
+        "{refused:?}"
+    );
+    world.pass(HOUR);
+    assert_eq!(world.money(world.developer), 1_000 * DCT, "all of it comes back");
+}
+
+#[test]
+fn one_chip_can_not_pose_as_two_hosts() {
+    let mut world = world();
+    let (id, nonce) = asked(&mut world);
+    submit(&mut world, &id, &evidence(named(), &honest(&id, &nonce))).unwrap();
+    // The same host again: fine. Another host with the same chip: refused.
+    let (id, nonce) = asked(&mut world);
+    submit(&mut world, &id, &evidence(named(), &honest(&id, &nonce))).unwrap();
+    let second = principal("second host");
+    world.ok(second, Command::RegisterHost(delegation(2, second, "q.example")));
+    world.host = second;
+    world.offering = world.publish(
+        second,
+        OfferingSpec {
+            test_platform: true,
+            ..spec()
+        },
+    );
+    let (id, nonce) = asked(&mut world);
+    let Err(LedgerError::EvidenceRefused { reasons, .. }) =
+        submit(&mut world, &id, &evidence(named(), &honest(&id, &nonce)))
+    else {
+        panic!()
+    };
+    assert!(reasons[0].contains("another host"), "{reasons:?}");
+    assert_eq!(world.contract(&id).state, ContractState::Accepted);
+}
