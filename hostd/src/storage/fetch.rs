@@ -21,8 +21,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Opens URLs inside the rules of the configuration.
 pub(super) struct Fetcher {
-    /// An error here (no CA certificates) only matters when something is fetched.
+    /// An error here (no CA certificates) only matters when something is fetched by https.
     client: Result<Client, String>,
+    /// For http on such a machine.
+    without_tls: Option<Client>,
     rules: Rules,
     idle: Duration,
     slots: Arc<Semaphore>,
@@ -160,35 +162,24 @@ impl Fetcher {
             allow_private: config.allow_private_addresses,
         };
         let idle = Duration::from_secs(config.fetch_idle_s.max(1));
-        let on_redirect = rules.clone();
-        let policy = redirect::Policy::custom(move |attempt| {
-            if attempt.previous().len() > REDIRECTS_MAX {
-                return attempt.error("too many redirects");
-            }
-            match on_redirect.check(attempt.url()) {
-                // A redirect into the file system is never meant, whatever is allowed.
-                Ok(Scheme::File) => attempt.error("redirected to a file"),
-                Ok(_) => attempt.follow(),
-                Err(why) => attempt.error(why),
-            }
+        let builder = || {
+            Client::builder()
+                .user_agent(concat!("hostd/", env!("CARGO_PKG_VERSION")))
+                .redirect(policy(rules.clone()))
+                .dns_resolver(Arc::new(PublicOnly(rules.clone())))
+                .no_proxy() // a proxy would resolve names for us, behind the rule about addresses
+                .referer(false)
+                .connect_timeout(CONNECT_TIMEOUT)
+                .read_timeout(idle)
+        };
+        let client = builder().build().map_err(|e| {
+            let why = words(e);
+            format!("no HTTPS client ({why}); are CA certificates installed (package ca-certificates)?")
         });
-        let client = Client::builder()
-            .user_agent(concat!("hostd/", env!("CARGO_PKG_VERSION")))
-            .redirect(policy)
-            .dns_resolver(Arc::new(PublicOnly(rules.clone())))
-            .no_proxy() // a proxy would resolve names for us, behind the rule about addresses
-            .referer(false)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(idle)
-            .build()
-            .map_err(|e| {
-                format!(
-                    "no HTTP client ({}); are CA certificates installed (package ca-certificates)?",
-                    words(e)
-                )
-            });
+        let without_tls = builder().tls_certs_only(std::iter::empty()).build().ok();
         Ok(Self {
             client,
+            without_tls,
             rules,
             idle,
             slots: Arc::new(Semaphore::new(config.fetches_max.max(1))),
@@ -239,7 +230,11 @@ impl Fetcher {
                 from: From::File(file),
             });
         }
-        let client = self.client.as_ref().map_err(|why| failed(why.clone()))?;
+        let client = match (&self.client, &self.without_tls) {
+            (Ok(client), _) => client,
+            (Err(_), Some(client)) if url.scheme() == "http" => client,
+            (Err(why), _) => return Err(failed(why.clone())),
+        };
         let mut request = client.get(url.clone());
         if from > 0 {
             request = request.header(RANGE, format!("bytes={from}-"));
@@ -269,6 +264,21 @@ impl Fetcher {
             from: From::Http(Box::new(response)),
         })
     }
+}
+
+/// Redirects stay inside the rules, too.
+fn policy(rules: Rules) -> redirect::Policy {
+    redirect::Policy::custom(move |attempt| {
+        if attempt.previous().len() > REDIRECTS_MAX {
+            return attempt.error("too many redirects");
+        }
+        match rules.check(attempt.url()) {
+            // A redirect into the file system is never meant, whatever is allowed.
+            Ok(Scheme::File) => attempt.error("redirected to a file"),
+            Ok(_) => attempt.follow(),
+            Err(why) => attempt.error(why),
+        }
+    })
 }
 
 /// Only regular files: a FIFO or a device would hang or never end.
