@@ -26,7 +26,9 @@
 //! 4. VMs outlive hostd: stopping or killing hostd touches none.
 
 pub mod allocator;
+pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod doctor;
 pub mod inventory;
 pub mod journal;
@@ -35,4 +37,6 @@ pub mod process;
 pub mod seed;
 pub mod storage;
 pub mod supervisor;
+pub mod surface;
 pub mod vmm;
+pub mod wiring;

@@ -135,24 +135,19 @@ pub(super) fn faults(config: &Config, text: &str) -> Vec<Fault> {
     let storage = &config.storage;
     check(absolute(&storage.dir), "storage.dir", ABSOLUTE);
     check(
-        storage.images_dir.as_deref().is_none_or(absolute),
-        "storage.images_dir",
-        ABSOLUTE,
-    );
-    check(
-        !storage.allow_url_schemes.is_empty(),
-        "storage.allow_url_schemes",
+        !storage.allow_schemes.is_empty(),
+        "storage.allow_schemes",
         "allow at least one of https, http, file",
     );
     check(
-        (1..=65536).contains(&storage.default_disk_gib),
-        "storage.default_disk_gib",
-        "must be 1–65536 GiB",
+        (1..=64).contains(&storage.fetches_max),
+        "storage.fetches_max",
+        "must be 1–64",
     );
     check(
-        storage.reserve_gib <= 65536,
-        "storage.reserve_gib",
-        "must be at most 65536 GiB",
+        storage.fetch_idle_s >= 1,
+        "storage.fetch_idle_s",
+        "must be at least 1 second",
     );
 
     let vmm = &config.vmm;
@@ -208,6 +203,11 @@ pub(super) fn faults(config: &Config, text: &str) -> Vec<Fault> {
         offering.max_period_s >= 1,
         "offering.max_period_s",
         "must be at least 1 second",
+    );
+    check(
+        (1..=65536).contains(&offering.default_disk_gib),
+        "offering.default_disk_gib",
+        "must be 1–65536 GiB",
     );
     check(
         offering.storage_per_vm_gib != Some(0),
@@ -342,7 +342,7 @@ mod tests {
     fn all_faults_are_listed_at_once_and_a_missing_section_is_named() {
         let text = EXAMPLE
             .replace("\nheartbeat_s = 30", "\nheartbeat_s = 0")
-            .replace("\nreserve_gib = 2", "\nreserve_gib = 99999")
+            .replace("\nfetches_max = 4", "\nfetches_max = 0")
             .replace("\nregion = \"", "\nregion = \"\\u0007");
         let keys: Vec<_> = Config::parse(&text)
             .unwrap_err()
@@ -351,7 +351,7 @@ mod tests {
             .collect();
         assert_eq!(
             keys,
-            ["host.heartbeat_s", "storage.reserve_gib", "offering.region"]
+            ["host.heartbeat_s", "storage.fetches_max", "offering.region"]
         );
         let faults = Config::parse("[host]\nname = 'x'\nstate_dir='/a'\nrun_dir='/b'\n").unwrap_err();
         assert!(faults[0].why.contains("missing field `ledger`"), "{faults:?}");

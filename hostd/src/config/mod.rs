@@ -11,6 +11,8 @@ use std::time::Duration;
 use ledger::api::{Amount, VmKind};
 use serde::Deserialize;
 
+use crate::storage::StorageConfig;
+
 /// One thing that is wrong in a config file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
@@ -64,7 +66,7 @@ pub struct Config {
     pub ledger: LedgerConfig,
     /// Tenant networks: netns' own settings.
     pub network: netns::Config,
-    /// Images and disks.
+    /// Images and disks: the store's own settings.
     pub storage: StorageConfig,
     /// Virtual machine monitors.
     #[serde(default)]
@@ -127,65 +129,6 @@ pub struct LedgerConfig {
     pub host_key: PathBuf,
     /// The provider's delegation to this host, as `decent` writes it.
     pub delegation: PathBuf,
-}
-
-/// `[storage]`
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StorageConfig {
-    /// Disks of contracts.
-    pub dir: PathBuf,
-    /// Checked images; default `<dir>/images`.
-    pub images_dir: Option<PathBuf>,
-    /// Where images may come from: `https`, and for tests `http` and `file`.
-    #[serde(default = "default_schemes")]
-    pub allow_url_schemes: Vec<UrlScheme>,
-    /// GiB for a contract that asks for unlimited storage.
-    #[serde(default = "default_disk_gib")]
-    pub default_disk_gib: u64,
-    /// GiB of the file system that no contract may use.
-    #[serde(default = "default_reserve_gib")]
-    pub reserve_gib: u64,
-}
-
-fn default_schemes() -> Vec<UrlScheme> {
-    vec![UrlScheme::Https]
-}
-fn default_disk_gib() -> u64 {
-    20
-}
-fn default_reserve_gib() -> u64 {
-    2
-}
-
-impl StorageConfig {
-    /// Checked images.
-    pub fn images_dir(&self) -> PathBuf {
-        self.images_dir.clone().unwrap_or_else(|| self.dir.join("images"))
-    }
-}
-
-/// Where an image may come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum UrlScheme {
-    /// HTTPS.
-    Https,
-    /// HTTP without TLS. The digest still decides; but everybody on the way sees what is fetched.
-    Http,
-    /// Local files.
-    File,
-}
-
-impl UrlScheme {
-    /// As it stands in a URL.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Https => "https",
-            Self::Http => "http",
-            Self::File => "file",
-        }
-    }
 }
 
 /// `[vmm]`
@@ -287,6 +230,9 @@ pub struct OfferingConfig {
     pub max_period_s: u64,
     /// Most storage of one VM; without it: as much as there is.
     pub storage_per_vm_gib: Option<u64>,
+    /// GiB for a contract that asks for unlimited storage.
+    #[serde(default = "default_disk_gib")]
+    pub default_disk_gib: u64,
     /// Bandwidth of one VM; without it: not limited.
     pub bandwidth_mbps: Option<u64>,
     /// The least reputation of a developer.
@@ -295,6 +241,10 @@ pub struct OfferingConfig {
     /// What to sell in place of what the inventory finds.
     #[serde(default)]
     pub capacity: CapacityOverride,
+}
+
+fn default_disk_gib() -> u64 {
+    20
 }
 
 fn default_max_period_s() -> u64 {

@@ -213,7 +213,10 @@ impl Actor {
             }
         };
         tokio::select! {
-            changed = self.told.changed() => if changed.is_err() { std::future::pending::<()>().await },
+            changed = self.told.changed() => match changed {
+                Ok(()) => self.desired = self.told.borrow_and_update().desired,
+                Err(_) => std::future::pending().await, // the supervisor is gone, and this task with it
+            },
             command = self.commands.recv() => match command {
                 Some(command) => self.waiting = Some(command),
                 None => std::future::pending().await, // the supervisor is gone, and this task with it
@@ -259,7 +262,7 @@ impl Actor {
                 () = &mut exit => return Err(StepError::Interrupted),
                 changed = self.told.changed() => {
                     if changed.is_err() {
-                        std::future::pending::<()>().await;
+                        std::future::pending::<()>().await; // the supervisor is gone, and this task with it
                     }
                     let desired = self.told.borrow_and_update().desired;
                     let news = desired != self.desired && (desired.is_over() || removing);
@@ -362,6 +365,7 @@ impl Actor {
             _ => Instant::now() + self.allowed(step),
         };
         self.deadline = Some((step, deadline));
+        let began = Instant::now();
         let outcome = match tokio::time::timeout_at(deadline, self.effect(step, fresh)).await {
             Ok(outcome) => outcome,
             Err(_) => {
@@ -385,10 +389,16 @@ impl Actor {
                     self.fresh = Some(next);
                 }
                 self.settled();
+                self.ctx.metrics.step_done(step, began.elapsed().as_secs_f64());
                 tracing::info!(contract = %self.id, %step, "done");
                 self.write(changes).await
             }
-            Err(error) => self.not_done(step, error).await,
+            Err(error) => {
+                if !matches!(error, StepError::Interrupted | StepError::Moved) {
+                    self.ctx.metrics.step_failed(step);
+                }
+                self.not_done(step, error).await
+            }
         }
     }
 

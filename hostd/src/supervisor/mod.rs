@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ledger::api::{Contract, ContractId, VmKind};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 pub use self::actor::Command;
@@ -36,6 +36,7 @@ use crate::allocator::{Capacity, Refusal};
 use crate::config::DeadlineConfig;
 use crate::journal::{Journal, JournalError};
 use crate::ports::Host;
+use crate::surface::metrics::Metrics;
 use crate::vmm::{Vmm, VmmSupport};
 
 /// Commands that wait for one actor; operators type, so a few are plenty.
@@ -106,6 +107,10 @@ pub struct Ctx {
     pub launches: Semaphore,
     /// What each actor is at. A `std` mutex: held for a few instructions, never over an `.await`.
     pub live: Mutex<BTreeMap<ContractId, Live>>,
+    /// Counts and times.
+    pub metrics: Metrics,
+    /// Woken when the ledger should hear something before the next heartbeat is due.
+    pub heartbeat_now: Notify,
 }
 
 impl Ctx {

@@ -1,0 +1,123 @@
+//! What runs beside the contracts: heartbeats, systemd's watchdog, unknown objects, unused images.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ledger::api::{ContractId, HeartbeatArgs};
+
+use crate::journal::{JournalError, Quarantined, now_ms};
+use crate::storage::Store;
+use crate::supervisor::Ctx;
+
+/// Between two looks for unknown objects and unused images.
+const TIDY: Duration = Duration::from_secs(3600);
+
+/// Tells systemd, if it started us. A failure changes nothing for the VMs.
+pub(super) fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "systemd can't be told");
+    }
+}
+
+/// Answers systemd's watchdog while the runtime works.
+pub(super) async fn watchdog() {
+    let Some(every) = sd_notify::watchdog_enabled() else {
+        return;
+    };
+    let mut ticks = tokio::time::interval(every / 2);
+    loop {
+        ticks.tick().await;
+        notify(&[sd_notify::NotifyState::Watchdog]);
+    }
+}
+
+/// Signs of life, in a task of their own: no contract's trouble delays them.
+pub(super) async fn heartbeats(ctx: Arc<Ctx>, every: Duration) {
+    let mut silent = false;
+    loop {
+        let degraded = ctx
+            .live()
+            .into_iter()
+            .filter(|(_, live)| live.degraded.is_some())
+            .map(|(id, _)| id)
+            .collect();
+        let draining = match ctx.journal.draining().await {
+            Ok(draining) => draining,
+            Err(JournalError::Gone) => return,
+            Err(_) => false,
+        };
+        let args = HeartbeatArgs {
+            version: env!("CARGO_PKG_VERSION").into(),
+            degraded,
+            draining,
+        };
+        match ctx.host.ledger.heartbeat(&args).await {
+            Ok(()) => silent = false,
+            Err(error) => {
+                if !silent {
+                    tracing::warn!(%error, "no heartbeat");
+                }
+                silent = true;
+            }
+        }
+        let _ = tokio::time::timeout(every, ctx.heartbeat_now.notified()).await; // either way: the next one
+    }
+}
+
+/// Lists what bears our names and isn't in the journal (and leaves it alone), and lets unused images go.
+pub(super) async fn tidy(ctx: Arc<Ctx>, store: Store) {
+    loop {
+        if let Err(error) = look(&ctx, &store).await {
+            tracing::warn!(%error, "upkeep failed; tried again later");
+        }
+        tokio::time::sleep(TIDY).await;
+    }
+}
+
+async fn look(ctx: &Ctx, store: &Store) -> Result<(), JournalError> {
+    let records = ctx.journal.open_records().await?;
+    let known: BTreeSet<ContractId> = records.iter().map(|record| record.id).collect();
+    let folders: BTreeSet<String> = known
+        .iter()
+        .filter_map(|id| Some(ctx.facts.run_dir(*id).file_name()?.to_str()?.to_owned()))
+        .collect();
+    let mut found = Vec::new();
+    let quarantine = |kind: &str, name: String, detail: &str| Quarantined {
+        kind: kind.to_owned(),
+        name,
+        since_ms: now_ms(),
+        detail: detail.to_owned(),
+    };
+    match ctx.host.storage.disks().await {
+        Ok(disks) => found.extend(disks.into_iter().filter(|id| !known.contains(id)).map(|id| {
+            quarantine("disk", id.to_string(), "a disk or seed of a contract that the journal doesn't know as open; look, then remove it by hand")
+        })),
+        Err(error) => tracing::warn!(%error, "disks can't be listed"),
+    }
+    if let Ok(entries) = std::fs::read_dir(&ctx.facts.vm_dir) {
+        let names = entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok());
+        found.extend(names.filter(|name| !folders.contains(name)).map(|name| {
+            quarantine("vm-folder", name, "a VM's folder that the journal doesn't know; a VMM may still run in it: look before you remove it")
+        }));
+    }
+    for object in &found {
+        tracing::warn!(
+            kind = object.kind,
+            name = object.name,
+            "unknown object; left alone"
+        );
+    }
+    ctx.journal.set_quarantine(found).await?;
+    let referenced = records
+        .iter()
+        .map(|record| record.contract.args.image.manifest)
+        .collect();
+    match store.gc(referenced).await {
+        Ok(report) => tracing::debug!(?report, "unused images"),
+        Err(error) => tracing::warn!(%error, "unused images can't be removed"),
+    }
+    Ok(())
+}

@@ -1,0 +1,357 @@
+//! What people and programs see of hostd: HTTP and JSON on a unix socket.
+//!
+//! | path | answers |
+//! |---|---|
+//! | `GET /healthz` | 200 while the process works (liveness) |
+//! | `GET /readyz` | 200 when new contracts can be served, 503 with the reasons when not |
+//! | `GET /openapi.json` | this table as an OpenAPI document |
+//! | `GET /metrics` | Prometheus |
+//! | `GET /v1/status` | the host at a glance |
+//! | `GET /v1/contracts?all=` | contracts here; with `all` the finished ones too |
+//! | `GET /v1/contracts/{id}` | everything about one: generated configs, steps with times |
+//! | `GET /v1/contracts/{id}/vm` | its VM's counters |
+//! | `GET /v1/contracts/{id}/console?follow=&tail=` | its console log |
+//! | `POST /v1/contracts/{id}/end` | the operator's explicit word: ends the contract |
+//! | `POST /v1/drain` | takes no new contracts, or takes them again |
+//! | `GET /v1/inventory` | the machine |
+//! | `GET /v1/doctor` | checks with findings and fixes |
+//! | `GET /v1/support-bundle` | a tar of all that is not secret |
+//!
+//! `{id}` may be any unique beginning of a contract id of at least 4 digits. The socket's mode (0660) and group decide who
+//! may speak; there is no other authentication, and no TCP.
+
+mod bundle;
+mod console;
+pub mod metrics;
+pub mod model;
+mod view;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::extract::{DefaultBodyLimit, Path as UrlPath, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Deserialize;
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+use utoipa::OpenApi;
+
+use self::model::{ContractLine, DrainRequest, EndRequest, Explanation, Problem, Status, VmInfo};
+use crate::config::Config;
+use crate::inventory::{Inventory, Probe};
+use crate::journal::JournalError;
+use crate::storage::Store;
+use crate::supervisor::{CommandError, Ctx, Handle};
+use crate::{daemon, doctor};
+
+/// Whether this host and its offering are known to the ledger.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Registration {
+    /// The offering, once published.
+    pub offering: Option<u64>,
+    /// Why not yet.
+    pub trouble: Option<String>,
+}
+
+/// What the handlers share.
+pub struct App {
+    /// The supervisor's world.
+    pub ctx: Arc<Ctx>,
+    /// The supervisor.
+    pub handle: Handle,
+    /// The config.
+    pub config: Config,
+    /// The machine, as it was at the start.
+    pub inventory: Inventory,
+    /// Since when, ms since the Unix epoch.
+    pub started_ms: i64,
+    /// This host's principal.
+    pub host_principal: String,
+    /// Registration with the ledger.
+    pub registration: watch::Receiver<Registration>,
+    /// Images and disks.
+    pub store: Store,
+}
+
+impl App {
+    /// Looks at the machine anew.
+    async fn doctor(&self) -> Result<serde_json::Value, ApiError> {
+        let ledger = daemon::ledger_fact(&self.config, &*self.ctx.host.ledger).await;
+        let pairs = self.ctx.host.vmms.iter().zip(&self.ctx.support);
+        let vmms = pairs
+            .map(|(vmm, support)| (vmm.name().to_owned(), support.clone()))
+            .collect();
+        let space = match self.store.space().await {
+            Ok(space) => Probe::Known(space),
+            Err(error) => Probe::Unknown(error.to_string()),
+        };
+        let inputs = daemon::doctor_inputs(&self.config, vmms, ledger, Some(&self.store), space, true);
+        let failed = |why: String| ApiError {
+            code: StatusCode::INTERNAL_SERVER_ERROR,
+            text: why,
+        };
+        let examined = tokio::task::spawn_blocking(move || doctor::examine(&doctor::gather(inputs))).await;
+        serde_json::to_value(examined.map_err(|e| failed(e.to_string()))?).map_err(|e| failed(e.to_string()))
+    }
+}
+
+/// A value's name as our JSON spells it (for enums without data).
+fn kebab<T: serde::Serialize>(value: &T) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(text)) => text,
+        _ => String::new(),
+    }
+}
+
+/// An answer that isn't 200.
+#[derive(Debug)]
+pub struct ApiError {
+    code: StatusCode,
+    text: String,
+}
+
+impl ApiError {
+    fn bad(text: &str) -> Self {
+        Self {
+            code: StatusCode::BAD_REQUEST,
+            text: text.to_owned(),
+        }
+    }
+
+    fn missing(text: &str) -> Self {
+        Self {
+            code: StatusCode::NOT_FOUND,
+            text: text.to_owned(),
+        }
+    }
+}
+
+impl From<JournalError> for ApiError {
+    fn from(error: JournalError) -> Self {
+        Self {
+            code: StatusCode::INTERNAL_SERVER_ERROR,
+            text: error.to_string(),
+        }
+    }
+}
+
+impl From<CommandError> for ApiError {
+    fn from(error: CommandError) -> Self {
+        let code = match error {
+            CommandError::NotHere(_) => StatusCode::NOT_FOUND,
+            CommandError::Busy | CommandError::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+            CommandError::Refused(_) => StatusCode::CONFLICT,
+        };
+        Self {
+            code,
+            text: error.to_string(),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        (self.code, Json(Problem { error: self.text })).into_response()
+    }
+}
+
+type Shared = State<Arc<App>>;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "hostd", description = "One host of a provider, over its unix socket"),
+    paths(
+        healthz,
+        readyz,
+        prometheus,
+        status,
+        contracts,
+        explain,
+        vm,
+        console::console,
+        end,
+        drain,
+        inventory,
+        doctor_report,
+        bundle::support_bundle
+    )
+)]
+struct Document;
+
+/// The OpenAPI document.
+pub fn openapi() -> String {
+    Document::openapi().to_pretty_json().unwrap_or_default() // our types serialize
+}
+
+/// The whole API.
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route(
+            "/openapi.json",
+            get(|| async { ([(header::CONTENT_TYPE, "application/json")], openapi()) }),
+        )
+        .route("/metrics", get(prometheus))
+        .route("/v1/status", get(status))
+        .route("/v1/contracts", get(contracts))
+        .route("/v1/contracts/{id}", get(explain))
+        .route("/v1/contracts/{id}/vm", get(vm))
+        .route("/v1/contracts/{id}/console", get(console::console))
+        .route("/v1/contracts/{id}/end", post(end))
+        .route("/v1/drain", post(drain))
+        .route("/v1/inventory", get(inventory))
+        .route("/v1/doctor", get(doctor_report))
+        .route("/v1/support-bundle", get(bundle::support_bundle))
+        .layer(DefaultBodyLimit::max(16 * 1024)) // operators' words; no body here is larger
+        .with_state(app)
+}
+
+/// Makes the socket: 0660, and its group if one is named. A dead hostd's socket is replaced.
+pub fn listen(path: &Path, group: Option<&str>) -> std::io::Result<UnixListener> {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    match std::fs::remove_file(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    // Nobody else may connect in the moment before the mode is set.
+    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+    let listener = UnixListener::bind(path);
+    rustix::process::umask(before);
+    let listener = listener?;
+    if let Some(group) = group {
+        let found = nix::unistd::Group::from_name(group).map_err(std::io::Error::from)?;
+        let found = found
+            .ok_or_else(|| std::io::Error::other(format!("there is no group {group} (host.socket_group)")))?;
+        chown(path, None, Some(found.gid.as_raw()))?;
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+    Ok(listener)
+}
+
+/// Liveness.
+#[utoipa::path(get, path = "/healthz", responses((status = 200, description = "the process works", body = String)))]
+async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// Readiness.
+#[utoipa::path(get, path = "/readyz", responses(
+    (status = 200, description = "new contracts can be served", body = String),
+    (status = 503, description = "the reasons why not, one a line", body = String)))]
+async fn readyz(State(app): Shared) -> Result<Response, ApiError> {
+    let status = app.status().await?;
+    Ok(if status.ready {
+        "ready\n".into_response()
+    } else {
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            status.not_ready.join("\n") + "\n",
+        )
+            .into_response()
+    })
+}
+
+/// Prometheus metrics.
+#[utoipa::path(get, path = "/metrics", responses((status = 200, body = String)))]
+async fn prometheus(State(app): Shared) -> Result<Response, ApiError> {
+    let text = app.ctx.metrics.render(&app.status().await?);
+    Ok((
+        [(
+            header::CONTENT_TYPE,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        )],
+        text,
+    )
+        .into_response())
+}
+
+/// The host at a glance.
+#[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)))]
+async fn status(State(app): Shared) -> Result<Json<Status>, ApiError> {
+    Ok(Json(app.status().await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListQuery {
+    #[serde(default)]
+    all: bool,
+}
+
+/// Contracts on this host.
+#[utoipa::path(get, path = "/v1/contracts",
+    params(("all" = Option<bool>, Query, description = "finished ones too")),
+    responses((status = 200, body = Vec<ContractLine>)))]
+async fn contracts(
+    State(app): Shared,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<Vec<ContractLine>>, ApiError> {
+    Ok(Json(app.lines(query.all).await?))
+}
+
+/// Everything about one contract.
+#[utoipa::path(get, path = "/v1/contracts/{id}", params(("id" = String, Path)),
+    responses((status = 200, body = Explanation), (status = 404, body = Problem)))]
+async fn explain(State(app): Shared, UrlPath(id): UrlPath<String>) -> Result<Json<Explanation>, ApiError> {
+    let record = app.find(&id).await?;
+    Ok(Json(app.explain(&record).await?))
+}
+
+/// A contract's VM with its counters.
+#[utoipa::path(get, path = "/v1/contracts/{id}/vm", params(("id" = String, Path)),
+    responses((status = 200, body = VmInfo), (status = 404, body = Problem)))]
+async fn vm(State(app): Shared, UrlPath(id): UrlPath<String>) -> Result<Json<VmInfo>, ApiError> {
+    let record = app.find(&id).await?;
+    Ok(Json(app.vm(&record).await))
+}
+
+/// Ends a contract by the operator's explicit word: the ledger is told, the VM stopped, the disk wiped.
+#[utoipa::path(post, path = "/v1/contracts/{id}/end", params(("id" = String, Path)), request_body = EndRequest,
+    responses((status = 202, description = "journalled; it is being removed"), (status = 404, body = Problem),
+        (status = 409, body = Problem)))]
+async fn end(
+    State(app): Shared,
+    UrlPath(id): UrlPath<String>,
+    Json(request): Json<EndRequest>,
+) -> Result<StatusCode, ApiError> {
+    let reason = request.reason.trim();
+    if reason.is_empty() || reason.chars().count() > 400 {
+        return Err(ApiError::bad(
+            "reason: tell the developer why, in 1–400 characters",
+        ));
+    }
+    // One that the journal doesn't know must be named in full.
+    let id = match (id.parse(), app.find(&id).await) {
+        (_, Ok(record)) => record.id,
+        (Ok(id), Err(_)) => id,
+        (Err(_), Err(error)) => return Err(error),
+    };
+    app.handle.end(id, reason.to_owned()).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// Drains the host, or ends the drain.
+#[utoipa::path(post, path = "/v1/drain", request_body = DrainRequest, responses((status = 200, body = Status)))]
+async fn drain(State(app): Shared, Json(request): Json<DrainRequest>) -> Result<Json<Status>, ApiError> {
+    app.ctx.journal.set_draining(request.draining).await?;
+    tracing::info!(draining = request.draining, "the operator's word");
+    app.ctx.heartbeat_now.notify_one();
+    Ok(Json(app.status().await?))
+}
+
+/// The machine, as it was when hostd started.
+#[utoipa::path(get, path = "/v1/inventory", responses((status = 200, body = Object)))]
+async fn inventory(State(app): Shared) -> Json<Inventory> {
+    Json(app.inventory.clone())
+}
+
+/// Checks of the machine, with findings and fixes.
+#[utoipa::path(get, path = "/v1/doctor", responses((status = 200, body = Object)))]
+async fn doctor_report(State(app): Shared) -> Result<Json<serde_json::Value>, ApiError> {
+    Ok(Json(app.doctor().await?))
+}

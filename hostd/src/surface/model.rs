@@ -1,0 +1,228 @@
+//! What the API says: the types of its JSON, used by the server and by the command line alike.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::journal::{Quarantined, Removal, Step, StepLine};
+use crate::ports::NetCounters;
+
+/// The host at a glance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// The host's name from its config.
+    pub name: String,
+    /// hostd's version.
+    pub version: String,
+    /// Since when this hostd runs, ms since the Unix epoch.
+    pub started_ms: i64,
+    /// Whether new contracts can be served.
+    pub ready: bool,
+    /// Why not; empty when ready.
+    pub not_ready: Vec<String>,
+    /// Whether an operator drains the host.
+    pub draining: bool,
+    /// The ledger.
+    pub ledger: LedgerStatus,
+    /// What the host may promise, what is promised, what is left.
+    pub capacity: CapacityStatus,
+    /// Contracts here, by what they are at.
+    pub contracts: ContractCounts,
+    /// VMM adapters, the preferred one first.
+    pub vmms: Vec<VmmStatus>,
+    /// Objects with our names that the journal doesn't know: never touched.
+    pub quarantine: Vec<Quarantined>,
+    /// Whether confidential kinds are simulated here.
+    pub test_platform: bool,
+}
+
+/// The ledger, as seen from here.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LedgerStatus {
+    /// Where.
+    pub url: String,
+    /// Its canister id.
+    pub canister_id: String,
+    /// This host's principal.
+    pub host: String,
+    /// Height it showed last.
+    pub height: u64,
+    /// Milliseconds since its last answer; `None`: never.
+    pub heard_ms_ago: Option<u64>,
+    /// Why it doesn't answer now.
+    pub trouble: Option<String>,
+    /// This host's offering, once published.
+    pub offering: Option<u64>,
+    /// Why host or offering aren't registered yet.
+    pub registration_trouble: Option<String>,
+}
+
+/// One kind of capacity.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Share {
+    /// In all.
+    pub total: u64,
+    /// Promised to contracts.
+    pub used: u64,
+}
+
+/// Capacity, added up from the journal.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct CapacityStatus {
+    /// vCPUs.
+    pub vcpus: Share,
+    /// MiB of memory.
+    pub memory_mib: Share,
+    /// GiB of storage.
+    pub storage_gib: Share,
+    /// GPUs.
+    pub gpus: Share,
+    /// Leased ports.
+    pub ports: Share,
+}
+
+/// How many contracts are at what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ContractCounts {
+    /// Being set up.
+    pub provisioning: u64,
+    /// All steps done.
+    pub running: u64,
+    /// Being removed.
+    pub removing: u64,
+    /// Something is wrong with them that hostd may not decide (also counted above).
+    pub degraded: u64,
+}
+
+/// An adapter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct VmmStatus {
+    /// Its name.
+    pub name: String,
+    /// What it found.
+    pub version: String,
+    /// Each kind: empty, or the reason against it.
+    pub kinds: BTreeMap<String, String>,
+}
+
+/// One contract in a list.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ContractLine {
+    /// Its id.
+    pub id: String,
+    /// `provisioning`, `running`, `removing`, `finished`.
+    pub phase: String,
+    /// What the ledger says.
+    pub ledger: String,
+    /// What hostd is doing.
+    pub activity: String,
+    /// VM kind.
+    pub kind: String,
+    /// vCPUs.
+    pub vcpus: u32,
+    /// Memory, MiB.
+    pub memory_mib: u64,
+    /// The VM's slot.
+    pub slot: Option<u16>,
+    /// Names that lead to it.
+    pub names: Vec<String>,
+    /// Why it is degraded.
+    pub degraded: Option<String>,
+    /// The last failure that is being tried again.
+    pub last_error: Option<String>,
+    /// When it was first seen, ms since the Unix epoch.
+    pub opened_ms: i64,
+}
+
+/// Everything about one contract: what is generated for it, and what happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Explanation {
+    /// In short.
+    pub line: ContractLine,
+    /// The tenant.
+    pub developer: String,
+    /// The request as paid. User data and keys are only counted.
+    #[schema(value_type = Object)]
+    pub request: serde_json::Value,
+    /// What it holds of the host.
+    #[schema(value_type = Object)]
+    pub allocation: Option<crate::allocator::Allocation>,
+    /// Steps with times and attempts.
+    pub steps: BTreeMap<Step, StepLine>,
+    /// Why it is removed.
+    pub removal: Option<Removal>,
+    /// Which process its VM is.
+    #[schema(value_type = Object)]
+    pub process: Option<crate::vmm::VmmProcess>,
+    /// Whether exactly this process lives.
+    pub alive: Option<bool>,
+    /// How the developer reaches it.
+    #[schema(value_type = Object)]
+    pub endpoint: Option<ledger::api::Endpoint>,
+    /// Generated configuration: the VMM's, nftables', HAProxy's.
+    pub configs: Vec<Text>,
+    /// The evidence handed in: its size and SHA-256.
+    pub evidence: Option<EvidenceFacts>,
+}
+
+/// A named text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Text {
+    /// What it is.
+    pub name: String,
+    /// It.
+    pub text: String,
+}
+
+/// What there is of evidence.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EvidenceFacts {
+    /// Bytes.
+    pub bytes: u64,
+    /// SHA-256.
+    pub sha256: String,
+}
+
+/// A VM.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct VmInfo {
+    /// In short.
+    pub line: ContractLine,
+    /// Adapter that runs it.
+    pub adapter: Option<String>,
+    /// Process id.
+    pub pid: Option<i32>,
+    /// Whether exactly that process lives.
+    pub alive: bool,
+    /// The VMM's counters.
+    #[schema(value_type = Object)]
+    pub counters: Option<crate::vmm::VmCounters>,
+    /// Its traffic.
+    pub traffic: Option<NetCounters>,
+    /// Why counters are missing.
+    pub trouble: Vec<String>,
+}
+
+/// `POST /v1/contracts/{id}/end`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EndRequest {
+    /// Why, for the developer: 1–400 characters.
+    pub reason: String,
+}
+
+/// `POST /v1/drain`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    /// Take no new contracts; or take them again.
+    pub draining: bool,
+}
+
+/// Why a request was not served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Problem {
+    /// What is wrong, and what would help.
+    pub error: String,
+}

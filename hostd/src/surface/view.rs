@@ -1,0 +1,298 @@
+//! From the journal and the live actors to what the API says.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ledger::api::ContractId;
+use sha2::{Digest as _, Sha256};
+
+use super::App;
+use super::model::{
+    CapacityStatus, ContractCounts, ContractLine, EvidenceFacts, Explanation, LedgerStatus, Share, Status,
+    Text, VmInfo, VmmStatus,
+};
+use crate::journal::{JournalError, Record, Step};
+use crate::supervisor::Live;
+use crate::supervisor::decide::Desired;
+use crate::supervisor::spec::kind_name;
+
+fn ledger_word(desired: Desired) -> String {
+    match desired {
+        Desired::Unheard => "unheard".into(),
+        Desired::Unknown => "unknown".into(),
+        Desired::Requested => "requested".into(),
+        Desired::Accepted => "accepted".into(),
+        Desired::Active => "active".into(),
+        Desired::Ended(reason) => format!("ended ({})", super::kebab(&reason)),
+        Desired::Released => "released".into(),
+    }
+}
+
+fn phase(record: &Record) -> &'static str {
+    if record.finished_ms.is_some() {
+        "finished"
+    } else if record.removal.is_some() {
+        "removing"
+    } else if record.next_of(&Step::PROVISIONING).is_none() {
+        "running"
+    } else {
+        "provisioning"
+    }
+}
+
+impl App {
+    fn line(&self, record: &Record, live: Option<&Live>) -> ContractLine {
+        let request = &record.contract.args.request;
+        ContractLine {
+            id: record.id.to_string(),
+            phase: phase(record).into(),
+            ledger: live.map_or_else(|| "released".into(), |live| ledger_word(live.desired)),
+            activity: live.map_or_else(|| "none".into(), |live| live.activity.clone()),
+            kind: kind_name(request.kind).into(),
+            vcpus: request.vcpus,
+            memory_mib: request.memory_mib,
+            slot: record.allocation.as_ref().map(|a| a.slot),
+            names: self.ctx.facts.names(&record.contract),
+            degraded: live.and_then(|live| live.degraded.clone()),
+            last_error: live.and_then(|live| live.last_error.clone()),
+            opened_ms: record.opened_ms,
+        }
+    }
+
+    pub(super) async fn lines(&self, all: bool) -> Result<Vec<ContractLine>, JournalError> {
+        let live = self.ctx.live();
+        let records = if all {
+            self.ctx.journal.all_records().await?
+        } else {
+            self.ctx.journal.open_records().await?
+        };
+        let mut lines: Vec<_> = records
+            .iter()
+            .map(|record| self.line(record, live.get(&record.id)))
+            .collect();
+        // Contracts that the ledger lays at our door and that the journal has never seen.
+        let known: BTreeSet<ContractId> = records.iter().map(|record| record.id).collect();
+        for (id, live) in live.iter().filter(|(id, _)| !known.contains(id)) {
+            lines.push(ContractLine {
+                id: id.to_string(),
+                phase: "unknown".into(),
+                ledger: ledger_word(live.desired),
+                activity: live.activity.clone(),
+                kind: String::new(),
+                vcpus: 0,
+                memory_mib: 0,
+                slot: None,
+                names: Vec::new(),
+                degraded: live.degraded.clone(),
+                last_error: live.last_error.clone(),
+                opened_ms: 0,
+            });
+        }
+        Ok(lines)
+    }
+
+    /// The host at a glance.
+    pub async fn status(&self) -> Result<Status, JournalError> {
+        let journal = &self.ctx.journal;
+        let lines = self.lines(false).await?;
+        let sight = self.handle.sight.borrow().clone();
+        let registration = self.registration.borrow().clone();
+        let mut not_ready = Vec::new();
+        match (&sight.contracts, &sight.trouble) {
+            (None, _) => not_ready.push("the ledger hasn't answered yet".to_owned()),
+            (Some(_), Some(trouble)) => not_ready.push(format!("the ledger doesn't answer: {trouble}")),
+            (Some(_), None) => {}
+        }
+        if registration.offering.is_none() {
+            let why = registration.trouble.as_deref().unwrap_or("not tried yet");
+            not_ready.push(format!("the offering isn't published: {why}"));
+        }
+        let draining = journal.draining().await?;
+        if draining {
+            not_ready.push("an operator drains the host".into());
+        }
+        let kinds_served = self
+            .ctx
+            .support
+            .iter()
+            .flat_map(|s| &s.kinds)
+            .any(|(_, ok)| ok.is_ok());
+        if !kinds_served {
+            not_ready.push("no VMM adapter can host any kind of VM here; see `hostd doctor`".into());
+        }
+        let count = |phase: &str| lines.iter().filter(|line| line.phase == phase).count() as u64;
+        Ok(Status {
+            name: self.config.host.name.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            started_ms: self.started_ms,
+            ready: not_ready.is_empty(),
+            not_ready,
+            draining,
+            ledger: LedgerStatus {
+                url: self.config.ledger.url.clone(),
+                canister_id: self.config.ledger.canister_id.clone(),
+                host: self.host_principal.clone(),
+                height: sight.height,
+                heard_ms_ago: sight
+                    .heard
+                    .map(|at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX)),
+                trouble: sight.trouble,
+                offering: registration.offering,
+                registration_trouble: registration.trouble,
+            },
+            capacity: self.capacity().await?,
+            contracts: ContractCounts {
+                provisioning: count("provisioning"),
+                running: count("running"),
+                removing: count("removing"),
+                degraded: lines.iter().filter(|line| line.degraded.is_some()).count() as u64,
+            },
+            vmms: self.vmms(),
+            quarantine: journal.quarantine().await?,
+            test_platform: self.config.host.test_platform,
+        })
+    }
+
+    async fn capacity(&self) -> Result<CapacityStatus, JournalError> {
+        let all = &self.ctx.capacity;
+        let taken = self.ctx.journal.allocations().await?;
+        let sum = |of: fn(&crate::allocator::Allocation) -> u64| taken.iter().map(|(_, a)| of(a)).sum();
+        let share = |total: u64, used: u64| Share { total, used };
+        Ok(CapacityStatus {
+            vcpus: share(all.vcpus.into(), sum(|a| a.vcpus.into())),
+            memory_mib: share(all.memory_mib, sum(|a| a.memory_mib)),
+            storage_gib: share(all.storage_gib, sum(|a| a.disk_gib)),
+            gpus: share(all.gpus.len() as u64, sum(|a| a.gpus.len() as u64)),
+            ports: share(all.lease_ports.len() as u64, sum(|a| a.ports.len() as u64)),
+        })
+    }
+
+    fn vmms(&self) -> Vec<VmmStatus> {
+        let pairs = self.ctx.host.vmms.iter().zip(&self.ctx.support);
+        pairs
+            .map(|(vmm, support)| VmmStatus {
+                name: vmm.name().into(),
+                version: support.version.clone(),
+                kinds: support
+                    .kinds
+                    .iter()
+                    .map(|(kind, ok)| (kind_name(*kind).into(), ok.clone().err().unwrap_or_default()))
+                    .collect(),
+            })
+            .collect()
+    }
+
+    /// Everything about one contract. What could be secret is only counted.
+    pub async fn explain(&self, record: &Record) -> Result<Explanation, JournalError> {
+        let live = self.ctx.live();
+        let args = &record.contract.args;
+        let request = serde_json::json!({
+            "request": args.request,
+            "offering": args.offering,
+            "image": args.image,
+            "ssh_public_keys": args.ssh_public_keys.len(),
+            "user_data_bytes": args.user_data.len(),
+            "tls_name": args.tls_name,
+            "ports": args.ports,
+            "allowed_measurements": args.allowed_measurements,
+            "min_tcb": args.min_tcb,
+            "period_s": record.contract.period_s,
+            "price_per_hour": record.contract.price_per_hour,
+        });
+        let mut configs = Vec::new();
+        if let (Some(spec), Some(adapter)) = (&record.spec, record.adapter.as_deref())
+            && let Some(vmm) = self.ctx.adapter_named(adapter)
+        {
+            configs.push(Text {
+                name: adapter.to_owned(),
+                text: vmm.render(spec),
+            });
+        }
+        if record.network {
+            let desired = self.ctx.facts.network([record]);
+            let rendered = self.ctx.host.net.render(&desired);
+            configs.extend(rendered.into_iter().map(|(name, text)| Text { name, text }));
+        }
+        Ok(Explanation {
+            line: self.line(record, live.get(&record.id)),
+            developer: record.contract.developer.to_text(),
+            request,
+            allocation: record.allocation.clone(),
+            steps: record.steps.clone(),
+            removal: record.removal.clone(),
+            process: record.process.clone(),
+            alive: record
+                .process
+                .as_ref()
+                .map(|process| self.ctx.host.processes.is_alive(process)),
+            endpoint: record.endpoint.clone(),
+            configs,
+            evidence: record.evidence.as_ref().map(|evidence| EvidenceFacts {
+                bytes: evidence.len() as u64,
+                sha256: hex::encode(Sha256::digest(evidence)),
+            }),
+        })
+    }
+
+    /// A VM with its counters.
+    pub async fn vm(&self, record: &Record) -> VmInfo {
+        let live = self.ctx.live();
+        let mut info = VmInfo {
+            line: self.line(record, live.get(&record.id)),
+            adapter: record.adapter.clone(),
+            pid: record.process.as_ref().map(|process| process.pid),
+            alive: record
+                .process
+                .as_ref()
+                .is_some_and(|process| self.ctx.host.processes.is_alive(process)),
+            counters: None,
+            traffic: None,
+            trouble: Vec::new(),
+        };
+        let adapter = record
+            .adapter
+            .as_deref()
+            .and_then(|name| self.ctx.adapter_named(name));
+        if let (Some(vmm), Some(spec), Some(process), true) =
+            (adapter, &record.spec, &record.process, info.alive)
+        {
+            match vmm.counters(spec, process).await {
+                Ok(counters) => info.counters = Some(counters),
+                Err(error) => info.trouble.push(crate::wiring::chain(&error)),
+            }
+        }
+        if let Some(allocation) = record.allocation.as_ref().filter(|_| record.network) {
+            match self.ctx.host.net.counters(allocation.slot).await {
+                Ok(traffic) => info.traffic = Some(traffic),
+                Err(error) => info.trouble.push(error.to_string()),
+            }
+        }
+        info
+    }
+
+    /// The contract whose id begins so; or why there isn't exactly one.
+    pub async fn find(&self, prefix: &str) -> Result<Record, super::ApiError> {
+        let hexadecimal = (4..=64).contains(&prefix.len()) && prefix.bytes().all(|b| b.is_ascii_hexdigit());
+        if !hexadecimal {
+            return Err(super::ApiError::bad(
+                "give at least 4 hexadecimal digits of the contract's id",
+            ));
+        }
+        let prefix = prefix.to_ascii_lowercase();
+        let mut found: BTreeMap<String, Record> = BTreeMap::new();
+        for record in self.ctx.journal.all_records().await? {
+            let id = record.id.to_string();
+            if id.starts_with(&prefix) {
+                found.insert(id, record);
+            }
+        }
+        if found.len() > 1 {
+            let ids: Vec<_> = found.keys().map(|id| id[..16].to_owned()).collect();
+            return Err(super::ApiError::bad(&format!(
+                "{prefix} begins several ids: {}",
+                ids.join(", ")
+            )));
+        }
+        let missing = || super::ApiError::missing(&format!("no contract here begins with {prefix}"));
+        found.into_values().next().ok_or_else(missing)
+    }
+}
