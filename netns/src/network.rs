@@ -20,7 +20,7 @@ use crate::effects::worker::{self, Worker, os};
 use crate::error::{ConvergeError, Failure, NetError, Scope};
 use crate::ingress;
 use crate::names::{IfName, Mac, Slot, TenantId, mac};
-use crate::plan::{Observed, Plan, Proxy, StopProxy, Tenant, plan, plan_removal};
+use crate::plan::{Observed, Plan, StopProxy, Tenant, plan, plan_change, plan_removal};
 use crate::rules;
 
 /// This host's network. Cheap to share behind an `Arc`; calls that change something wait for each other.
@@ -38,8 +38,8 @@ pub struct Network {
 /// What we remember between calls. All of it can be lost: the kernel knows.
 #[derive(Default)]
 struct State {
-    /// What the last successful change left; `None` after a failure.
-    remembered: Option<Observed>,
+    /// The last desired state, if it was reached; `None` after a failure.
+    remembered: Option<Desired>,
     /// The tenants of the last desired state, by slot.
     tenants: BTreeMap<Slot, TenantId>,
     /// Taps that we moved to the host's namespace for a VMM.
@@ -175,7 +175,7 @@ impl Network {
         let (nothing, touched) = (steps.is_empty(), steps.touches());
         let changes = self.follow(&mut state, steps, desired).await?;
         if nothing {
-            state.remembered = Some(observed);
+            state.remembered = Some(desired.clone());
             return Ok(changes);
         }
         // The second look catches the kernel, or somebody else, doing something that we didn't ask for.
@@ -191,7 +191,7 @@ impl Network {
                 remaining: remaining.lines(),
             });
         }
-        state.remembered = Some(after);
+        state.remembered = Some(desired.clone());
         Ok(changes)
     }
 
@@ -201,20 +201,13 @@ impl Network {
     pub async fn adjust(&self, desired: &Desired) -> Result<Changes, ConvergeError> {
         desired.check(&self.config).map_err(ConvergeError::Desired)?;
         let mut state = self.state.lock().await;
-        let Some(mut observed) = state.remembered.take() else {
+        let Some(before) = state.remembered.take() else {
             drop(state);
             return self.converge(desired).await;
         };
-        observed.lent = state.lent.clone();
-        let steps = plan(&self.config, &observed, desired);
-        let started = steps.starts_proxy();
+        let steps = plan_change(&self.config, &before, desired, &state.lent);
         let changes = self.follow(&mut state, steps, desired).await?;
-        let pid = match observed.proxy {
-            Proxy::Up { pid, .. } => pid,
-            Proxy::Unused | Proxy::Down => 0,
-        };
-        // After a start we don't know the process; the next converge does.
-        state.remembered = (!started).then(|| Observed::ideal(&self.config, desired, pid));
+        state.remembered = Some(desired.clone());
         Ok(changes)
     }
 
@@ -249,6 +242,7 @@ impl Network {
         if steps.is_empty() {
             return Ok(Changes::default());
         }
+        let moved = steps.moves_namespaces();
         let routes = ingress::routes(&self.config, desired);
         let work = self.work(move |worker| {
             let (mut changes, mut failures) = (Changes::default(), Vec::<Failure>::new());
@@ -274,7 +268,11 @@ impl Network {
             }
             Ok((changes, failures))
         });
-        let (changes, failures) = work.await.map_err(ConvergeError::Observe)?;
+        let done = work.await;
+        if moved {
+            self.references.forget();
+        }
+        let (changes, failures) = done.map_err(ConvergeError::Observe)?;
         if failures.is_empty() {
             info!(steps = changes.0.len(), "network changed");
             Ok(changes)
@@ -335,9 +333,6 @@ impl Network {
         let mut state = self.state.lock().await;
         let (name, guess) = (self.tap_name(slot), state.tenants.get(&slot).cloned());
         state.lent.insert(slot); // before it moves: a converge in between must not fetch it
-        if let Some(remembered) = &mut state.remembered {
-            remembered.lent.insert(slot);
-        }
         let moved = self.work(move |worker| match find_tap(worker, slot, guess.as_ref())? {
             Place::Home(tenant) => worker.inside(&tenant, || {
                 let links = worker.links()?;
@@ -374,9 +369,6 @@ impl Network {
         match result {
             Ok(()) => {
                 state.lent.remove(&slot);
-                if let Some(remembered) = &mut state.remembered {
-                    remembered.lent.remove(&slot);
-                }
             }
             Err(_) => state.remembered = None,
         }

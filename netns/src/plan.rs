@@ -112,8 +112,11 @@ pub(crate) enum Action {
     HostRoute { tenant: TenantId, slot: Slot },
     /// Starts HAProxy with all routes; an old one ends when its connections do.
     StartProxy { old: Option<i32> },
-    /// Adds routes to HAProxy or changes them.
-    SetRoutes { routes: BTreeMap<String, Ipv4Addr> },
+    /// Adds routes to HAProxy or changes them; those in `present` have another address there now.
+    SetRoutes {
+        routes: BTreeMap<String, Ipv4Addr>,
+        present: BTreeSet<String>,
+    },
     /// Ends HAProxy.
     StopProxy { pid: i32 },
 }
@@ -179,7 +182,9 @@ impl fmt::Display for Action {
             Self::HostRoute { tenant, slot } => write!(f, "add route to slot {slot} of {tenant}"),
             Self::StartProxy { old: None } => write!(f, "start HAProxy"),
             Self::StartProxy { old: Some(pid) } => write!(f, "replace HAProxy {pid}"),
-            Self::SetRoutes { routes } => write!(f, "set routes {}", some(routes.keys().cloned().collect())),
+            Self::SetRoutes { routes, .. } => {
+                write!(f, "set routes {}", some(routes.keys().cloned().collect()))
+            }
             Self::StopProxy { pid } => write!(f, "stop HAProxy {pid}"),
         }
     }
@@ -204,11 +209,15 @@ impl Plan {
         self.0.iter().filter_map(tenant).collect()
     }
 
-    /// Whether HAProxy is started by it.
-    pub(crate) fn starts_proxy(&self) -> bool {
-        self.0
-            .iter()
-            .any(|step| matches!(step, Action::StartProxy { .. }))
+    /// Whether namespaces come or go by it.
+    pub(crate) fn moves_namespaces(&self) -> bool {
+        let moves = |step: &Action| {
+            matches!(
+                step,
+                Action::MakeNamespace { .. } | Action::RemoveNamespace { .. }
+            )
+        };
+        self.0.iter().any(moves)
     }
 
     /// One line per step, for people.
@@ -274,6 +283,39 @@ pub fn plan(config: &Config, observed: &Observed, desired: &Desired) -> Plan {
     }
     add_routes(observed, &routes, &mut steps);
     Plan(steps)
+}
+
+/// Pure: like [`plan`] where all of `old` holds, at a cost that follows the difference and not the size of the host: what
+/// both have in common is left out of both. `lent`: taps that are in the host's namespace on purpose.
+pub(crate) fn plan_change(config: &Config, old: &Desired, new: &Desired, lent: &BTreeSet<Slot>) -> Plan {
+    let differs = |slot: &Slot| old.vms.get(slot) != new.vms.get(slot);
+    let tenants: BTreeSet<&TenantId> = (old.vms.iter().chain(&new.vms))
+        .filter(|(slot, _)| differs(slot))
+        .map(|(_, vm)| &vm.tenant)
+        .collect();
+    let part = |of: &Desired, other: &Desired| Desired {
+        vms: of
+            .vms
+            .iter()
+            .filter(|(_, vm)| tenants.contains(&vm.tenant))
+            .map(|(slot, vm)| (*slot, vm.clone()))
+            .collect(),
+        leases: of.leases.difference(&other.leases).copied().collect(),
+        routes: of
+            .routes
+            .iter()
+            .filter(|(name, slot)| other.routes.get(*name) != Some(slot))
+            .map(|(name, slot)| (name.clone(), *slot))
+            .collect(),
+    };
+    let (before, after) = (part(old, new), part(new, old));
+    let mut observed = Observed::ideal(config, &before, 0);
+    observed.lent = lent
+        .iter()
+        .filter(|slot| before.vms.contains_key(slot))
+        .copied()
+        .collect();
+    plan(config, &observed, &after)
 }
 
 /// The steps that remove everything of ours.
@@ -511,8 +553,142 @@ fn add_routes(observed: &Observed, wanted: &BTreeMap<String, Ipv4Addr>, steps: &
                 .map(|(name, ip)| (name.clone(), *ip))
                 .collect();
             if !changed.is_empty() {
-                steps.push(Action::SetRoutes { routes: changed });
+                let present = changed
+                    .keys()
+                    .filter(|name| routes.contains_key(*name))
+                    .cloned()
+                    .collect();
+                steps.push(Action::SetRoutes {
+                    routes: changed,
+                    present,
+                });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::{btree_map, vec};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::desired::Lease;
+
+    fn config() -> Config {
+        let mut config = Config::new("wan0".parse().unwrap(), [203, 0, 113, 1].into());
+        config.haproxy = Some(toml::from_str("run_dir = \"/run/dc\"").unwrap());
+        config
+    }
+
+    /// Small enough that two of them often share VMs, ports and names.
+    fn any_desired() -> impl Strategy<Value = Desired> {
+        let vms = btree_map(1u16..7, ("[abc]", proptest::option::of(1u32..3)), 0..6);
+        let leases = vec((any::<bool>(), 20_000u16..20_004, 1u16..7, 22u16..24), 0..6);
+        let routes = btree_map("[xyz]\\.example", 1u16..7, 0..3);
+        (vms, leases, routes).prop_map(|(vms, leases, routes)| {
+            let mut desired = Desired::default();
+            for (slot, (tenant, bandwidth_mbps)) in vms {
+                desired.vms.insert(
+                    slot,
+                    VmNet {
+                        slot,
+                        tenant: tenant.parse().unwrap(),
+                        bandwidth_mbps,
+                    },
+                );
+            }
+            let mut ports = BTreeSet::new();
+            for (udp, public_port, slot, vm_port) in leases {
+                let transport = if udp { Transport::Udp } else { Transport::Tcp };
+                if desired.vms.contains_key(&slot) && ports.insert((transport, public_port)) {
+                    desired.leases.insert(Lease {
+                        transport,
+                        public_port,
+                        slot,
+                        vm_port,
+                    });
+                }
+            }
+            let there = routes
+                .into_iter()
+                .filter(|(_, slot)| desired.vms.contains_key(slot));
+            desired.routes = there.map(|(name, slot)| (name.parse().unwrap(), slot)).collect();
+            desired
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_planned_where_all_is_as_desired(desired in any_desired()) {
+            let config = config();
+            prop_assert_eq!(desired.check(&config), Ok(()));
+            prop_assert_eq!(plan(&config, &Observed::ideal(&config, &desired, 7), &desired), Plan::default());
+        }
+
+        #[test]
+        fn the_short_way_to_plan_a_change_gives_the_same_plan(old in any_desired(), new in any_desired()) {
+            let config = config();
+            let long = plan(&config, &Observed::ideal(&config, &old, 0), &new);
+            prop_assert_eq!(plan_change(&config, &old, &new, &BTreeSet::new()), long);
+        }
+
+        #[test]
+        fn no_step_touches_a_tenant_that_does_not_change(old in any_desired(), new in any_desired()) {
+            let vms_of = |desired: &Desired, tenant: &TenantId| {
+                desired.tenants().get(tenant).map(|vms| vms.iter().copied().cloned().collect::<Vec<_>>())
+            };
+            for tenant in plan_change(&config(), &old, &new, &BTreeSet::new()).touches() {
+                prop_assert_ne!(vms_of(&old, &tenant), vms_of(&new, &tenant), "{}", tenant);
+            }
+        }
+
+        #[test]
+        fn ways_in_close_before_their_vm_goes_and_open_after_it_came(old in any_desired(), new in any_desired()) {
+            let steps = plan_change(&config(), &old, &new, &BTreeSet::new()).0;
+            let first = |what: fn(&Action) -> bool| steps.iter().position(what);
+            let last = |what: fn(&Action) -> bool| steps.iter().rposition(what);
+            let rules = first(|step| matches!(step, Action::HostRules { .. }));
+            if let (Some(rules), Some(removal)) = (rules, first(|step| matches!(step, Action::RemoveTap { .. }))) {
+                prop_assert!(rules < removal);
+            }
+            let made = last(|step| matches!(step, Action::MakeTap { .. } | Action::HostRoute { .. }));
+            if let (Some(routes), Some(made)) = (first(|step| matches!(step, Action::SetRoutes { .. })), made) {
+                prop_assert!(made < routes);
+            }
+            for (at, step) in steps.iter().enumerate() {
+                if let Action::MakeTap { tenant, .. } = step {
+                    let guard = |step: &Action| matches!(step, Action::Guard { tenant: other, .. } if other == tenant);
+                    prop_assert!(steps[..at].iter().any(guard), "a tap before its guard");
+                }
+            }
+        }
+    }
+
+    /// What an operator reads when a host starts with one VM.
+    #[test]
+    fn the_first_plan() {
+        let config = config();
+        let vm = VmNet {
+            slot: 1,
+            tenant: "alice".parse().unwrap(),
+            bandwidth_mbps: Some(100),
+        };
+        let mut desired = Desired {
+            vms: BTreeMap::from([(1, vm)]),
+            ..Desired::default()
+        };
+        desired.routes.insert("a.example".parse().unwrap(), 1);
+        let nothing = Observed {
+            forwarding: false,
+            host_table: Table::Absent,
+            tenants: BTreeMap::from([("left".parse().unwrap(), Tenant::Husk)]),
+            uplinks: BTreeMap::new(),
+            routes: BTreeSet::new(),
+            lent: BTreeSet::new(),
+            strays: BTreeSet::from([9]),
+            proxy: Proxy::Down,
+        };
+        insta::assert_snapshot!(plan(&config, &nothing, &desired).lines().join("\n"));
     }
 }

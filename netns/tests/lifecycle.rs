@@ -221,7 +221,14 @@ async fn a_tap_lent_to_a_vmm_works_after_it_went_back() {
 
     // The VM ends while its tap is lent.
     network.lend_tap(1).await.unwrap();
-    network.converge(&Desired::default()).await.unwrap();
+    let changes = network.adjust(&Desired::default()).await.unwrap();
+    assert!(
+        changes
+            .0
+            .contains(&"remove tap of slot 1 from the host".to_owned()),
+        "{changes:?}"
+    );
+    assert!(network.converge(&Desired::default()).await.unwrap().is_empty());
     network.remove_all().await.unwrap();
     assert_eq!(lab.leftovers(), [] as [String; 0]);
 }

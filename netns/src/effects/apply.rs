@@ -56,8 +56,11 @@ pub(crate) fn apply(
             haproxy::remove_routes(config, names)?;
             haproxy::write_routes(config, routes)
         }),
-        Action::SetRoutes { routes: changed } => with_proxy(worker, |config| {
-            haproxy::set_routes(config, changed)?;
+        Action::SetRoutes {
+            routes: changed,
+            present,
+        } => with_proxy(worker, |config| {
+            haproxy::set_routes(config, changed, present)?;
             haproxy::write_routes(config, routes)
         }),
         Action::StartProxy { old } => with_proxy(worker, |config| haproxy::start(config, routes, *old)),

@@ -98,18 +98,17 @@ pub(crate) fn remove_routes(config: &HaproxyConfig, names: &BTreeSet<String>) ->
     change(config, lines, "remove routes")
 }
 
-/// Adds routes, or changes their address: an old entry goes and the new one comes in one batch of commands.
+/// Adds routes, or changes their address: of those that are `present`, the old entry goes and the new one comes in one batch
+/// of commands.
 pub(crate) fn set_routes(
     config: &HaproxyConfig,
     routes: &BTreeMap<String, Ipv4Addr>,
+    present: &BTreeSet<String>,
 ) -> Result<(), NetError> {
     let map = config.routes_path();
-    let Proxy::Up { routes: present, .. } = look(config)? else {
-        return Err(down(config));
-    };
     let lines = routes.iter().flat_map(|(name, ip4)| {
         let removal = present
-            .contains_key(name)
+            .contains(name)
             .then(|| format!("del map {} {name}", map.display()));
         removal
             .into_iter()

@@ -6,6 +6,7 @@ pub(crate) mod apply;
 pub(crate) mod flows;
 pub(crate) mod haproxy;
 pub(crate) mod links;
+pub(crate) mod netlink;
 pub(crate) mod nft;
 pub(crate) mod observe;
 pub(crate) mod tap;

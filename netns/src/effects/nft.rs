@@ -1,20 +1,34 @@
 //! Runs `nft` in the namespace that the thread stands in. A script is one transaction: all of it holds afterwards, or
 //! nothing was changed.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 
 use crate::config::Config;
+use crate::effects::netlink::{NLM_F_ACK, Netlink, attribute};
 use crate::effects::worker::{in_scratch, os};
 use crate::error::NetError;
 use crate::rules::{self, Listing, Table, Which};
 
-/// The listings that the kernel shows for our rules without elements; see [`Which::reference`].
-#[derive(Clone, Debug)]
+/// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN` and its answer's attribute (linux/netfilter/nf_tables.h).
+const GET_GENERATION: u16 = 0x0a10;
+const NFTA_GEN_ID: u16 = 1;
+
+/// What listings are compared with, and what was seen of late.
+#[derive(Debug)]
 pub(crate) struct References {
+    /// The listings that the kernel shows for our rules without elements; see [`Which::reference`].
     host: Listing,
     guard: Listing,
+    /// By the namespace's inode: the generation of its rules, which every transaction of anybody raises, and what they were.
+    /// Asking for the generation costs microseconds, a listing milliseconds. A std mutex: held for a look-up only.
+    seen: Mutex<BTreeMap<u64, (u32, Table)>>,
 }
 
 impl References {
@@ -33,20 +47,60 @@ impl References {
         Ok(Self {
             host: one(Which::Host)?,
             guard: one(Which::Guard)?,
+            seen: Mutex::default(),
         })
     }
 
     /// What is loaded in the namespace that the thread stands in.
     pub(crate) fn look(&self, which: Which, config: &Config) -> Result<Table, NetError> {
+        let namespace = std::fs::metadata("/proc/thread-self/ns/net")
+            .map_err(os("look at our namespace"))?
+            .ino();
+        let generation = generation()?;
+        if let Some((_, table)) = self
+            .memory()
+            .get(&namespace)
+            .filter(|(seen, _)| *seen == generation)
+        {
+            return Ok(table.clone());
+        }
         let listing = rules::read_listing(which, config, &list()?)?;
-        Ok(rules::judge(
-            listing,
-            match which {
-                Which::Host => &self.host,
-                Which::Guard => &self.guard,
-            },
-        ))
+        let reference = match which {
+            Which::Host => &self.host,
+            Which::Guard => &self.guard,
+        };
+        let table = rules::judge(listing, reference);
+        if self::generation()? == generation {
+            self.memory().insert(namespace, (generation, table.clone()));
+        }
+        Ok(table)
     }
+
+    /// Forgets what was seen. Needed when a namespace goes: its inode number may come back.
+    pub(crate) fn forget(&self) {
+        self.memory().clear();
+    }
+
+    fn memory(&self) -> MutexGuard<'_, BTreeMap<u64, (u32, Table)>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner) // whole entries only: never half changed
+    }
+}
+
+/// The generation of the rules in the namespace that the thread stands in.
+fn generation() -> Result<u32, NetError> {
+    let mut netlink = Netlink::open(NETLINK_NETFILTER).map_err(os("open a netfilter socket"))?;
+    let answers = netlink
+        .ask(GET_GENERATION, NLM_F_ACK, &[0; 4])
+        .map_err(os("ask for the rules' generation"))?;
+    let read = |answer: &Vec<u8>| {
+        Some(u32::from_be_bytes(
+            attribute(answer.get(4..)?, NFTA_GEN_ID)?.try_into().ok()?,
+        ))
+    };
+    answers.iter().find_map(read).ok_or_else(|| NetError::Answer {
+        from: "nf_tables",
+        why: "no generation in its answer".to_owned(),
+    })
 }
 
 /// Loads a script.

@@ -190,3 +190,20 @@ fn each_method_is_of_one_kind_and_can_be_reached() {
     }
     assert_eq!(method_kind("tick"), None);
 }
+
+#[test]
+fn a_ledger_does_not_start_from_a_genesis_that_breaks_its_books_or_roots() {
+    let with = |change: fn(&mut Genesis)| {
+        let mut genesis = genesis();
+        change(&mut genesis);
+        State::new(genesis, ledger()).unwrap_err().field
+    };
+    assert_eq!(
+        with(|g| g
+            .test_roots
+            .push(crate::protocol::Der(b"no certificate".to_vec()))),
+        "test_roots"
+    );
+    assert_eq!(with(|g| g.dao_wallet = ledger()), "dao_wallet, fees_wallet");
+    assert_eq!(with(|g| g.balances[0].owner = ledger()), "balances");
+}
