@@ -44,7 +44,7 @@ pub use endorsements::{Endorsements, EndorsementsError};
 pub use evidence::{
     CpuEvidence, EVIDENCE_LEN_MAX, Evidence, EvidenceError, GuestKeys, SshHostKey, SshHostKeyError,
 };
-pub use policy::{Policy, PolicyError, Requirement};
+pub use policy::{Policy, PolicyError, PolicyFile, Requirement};
 pub use result::{AttestationResult, Check, Grade, Outcome, Reason, Trust, Verdict};
 pub use roots::{Roots, RootsError};
-pub use verify::verify;
+pub use verify::{refuse_malformed, verify};

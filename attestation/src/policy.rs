@@ -78,9 +78,6 @@ pub enum Requirement {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PolicyError {
-    /// Not the JSON or TOML of a policy.
-    #[error("not a policy: {0}")]
-    Format(String),
     /// A value of the wrong length or alphabet.
     #[error("policy field `{field}`: expected {len} bytes in hex")]
     Hex {
@@ -135,4 +132,80 @@ impl FromStr for Requirement {
             _ => Err(PolicyError::Requirement(word.to_owned())),
         }
     }
+}
+
+/// A policy as a file has it (TOML or JSON): strict, everything optional, bytes in hex.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicyFile {
+    measurements: Option<Vec<String>>,
+    report_data: Option<String>,
+    host_data: Option<String>,
+    family_id: Option<String>,
+    image_id: Option<String>,
+    id_keys: Option<Vec<String>>,
+    author_keys: Option<Vec<String>>,
+    chips: Option<Vec<String>>,
+    min_tcb: TcbFloors,
+    min_firmware: Option<[u8; 3]>,
+    required_mitigations: u64,
+    required_policy_bits: u64,
+    required_platform_bits: u64,
+    forbidden_platform_bits: u64,
+    refused_products: BTreeSet<Product>,
+    vek: Option<VekKind>,
+    allow_debug: bool,
+    allow_migration: bool,
+    allow_inconsistent_tcb: bool,
+    max_vmpl: u32,
+    min_grade: Option<Grade>,
+    require: BTreeSet<Requirement>,
+}
+
+impl Policy {
+    /// From a file's content; every byte string must have its whole length.
+    pub fn from_file(file: &PolicyFile) -> Result<Self, PolicyError> {
+        let default = Self::default();
+        Ok(Self {
+            allowed_measurements: list("measurements", &file.measurements)?,
+            host_data: one("host_data", &file.host_data)?,
+            report_data: one("report_data", &file.report_data)?,
+            family_id: one("family_id", &file.family_id)?,
+            image_id: one("image_id", &file.image_id)?,
+            allowed_id_keys: list("id_keys", &file.id_keys)?,
+            allowed_author_keys: list("author_keys", &file.author_keys)?,
+            allowed_chips: list("chips", &file.chips)?,
+            min_tcb: file.min_tcb,
+            min_firmware: file.min_firmware,
+            required_mitigations: file.required_mitigations,
+            required_policy_bits: file.required_policy_bits,
+            required_platform_bits: file.required_platform_bits,
+            forbidden_platform_bits: file.forbidden_platform_bits,
+            refused_products: file.refused_products.clone(),
+            vek: file.vek,
+            allow_debug: file.allow_debug,
+            allow_migration: file.allow_migration,
+            allow_inconsistent_tcb: file.allow_inconsistent_tcb,
+            max_vmpl: file.max_vmpl,
+            min_grade: file.min_grade.unwrap_or(default.min_grade),
+            required: file.require.clone(),
+        })
+    }
+}
+
+fn one<const N: usize>(field: &'static str, hex: &Option<String>) -> Result<Option<[u8; N]>, PolicyError> {
+    hex.as_ref().map(|hex| parse_hex(field, hex)).transpose()
+}
+
+fn list<const N: usize>(
+    field: &'static str,
+    hex: &Option<Vec<String>>,
+) -> Result<Option<Vec<[u8; N]>>, PolicyError> {
+    let parse = |list: &Vec<String>| list.iter().map(|hex| parse_hex(field, hex)).collect();
+    hex.as_ref().map(parse).transpose()
+}
+
+fn parse_hex<const N: usize>(field: &'static str, hex: &str) -> Result<[u8; N], PolicyError> {
+    let bytes = hex::decode(hex).ok().and_then(|bytes| bytes.try_into().ok());
+    bytes.ok_or(PolicyError::Hex { field, len: N })
 }

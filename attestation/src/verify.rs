@@ -44,3 +44,23 @@ fn host_signed(policy: &Policy, at: u64) -> AttestationResult {
     let required = policy.required.iter().copied();
     AttestationResult::conclude(checks, required, grade, Trust::None, at, warnings, Value::Null)
 }
+
+/// The result for bytes that are no evidence.
+pub fn refuse_malformed(why: &str, at: u64) -> AttestationResult {
+    let checks = vec![Check::of(
+        "format.evidence",
+        false,
+        Reason::Malformed,
+        "well-formed evidence",
+        why,
+    )];
+    AttestationResult::conclude(
+        checks,
+        [],
+        Grade::Unconfirmed,
+        Trust::None,
+        at,
+        Vec::new(),
+        Value::Null,
+    )
+}

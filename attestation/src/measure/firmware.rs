@@ -120,8 +120,11 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
+/// GUID and data.
+type Entry<'a> = ([u8; 16], &'a [u8]);
+
 /// The entries, from the last to the first; each is its data, its whole length (u16), its GUID.
-fn table(image: &[u8]) -> Result<Vec<([u8; 16], &[u8])>, FirmwareError> {
+fn table(image: &[u8]) -> Result<Vec<Entry<'_>>, FirmwareError> {
     let end = image.len() - TABLE_END;
     let (rest, len, guid) = entry_head(&image[..end]).ok_or(FirmwareError::NoTable)?;
     if guid != FOOTER {

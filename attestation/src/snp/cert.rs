@@ -4,11 +4,13 @@
 
 use der::asn1::ObjectIdentifier;
 use der::{Decode, Encode, Header, Reader, SliceReader};
+use serde_json::{Value, json};
 use x509_cert::crl::CertificateList;
 use x509_cert::ext::pkix::{BasicConstraints, KeyUsage};
 use x509_cert::name::Name;
 use x509_cert::{Certificate, Version};
 
+use super::{Product, VekKind, vek};
 use crate::crypto::CRYPTO;
 
 const PSS_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.10");
@@ -210,6 +212,31 @@ impl Crl {
         let strip = |serial: &[u8]| serial.iter().copied().skip_while(|b| *b == 0).collect::<Vec<_>>();
         self.revoked.iter().any(|revoked| strip(revoked) == strip(serial))
     }
+}
+
+/// A certificate's fields, for showing; nothing is verified.
+pub fn certificate_claims(der: &[u8]) -> Value {
+    let cert = match Cert::parse(der) {
+        Ok(cert) => cert,
+        Err(e) => return json!({ "unreadable": e.to_string() }),
+    };
+    let issued = vek::issued_by(&cert.issuer_cn);
+    let product = issued.map(|(_, product)| product);
+    let is_vek = vek::kind(&cert).is_some();
+    let show =
+        |claim: Result<Value, vek::ExtensionError>| claim.unwrap_or_else(|e| json!({ "unreadable": e.what }));
+    json!({
+        "subject": cert.subject_cn,
+        "issuer": cert.issuer_cn,
+        "serial": hex::encode(&cert.serial),
+        "not_before": cert.not_before,
+        "not_after": cert.not_after,
+        "product": product.map(Product::name),
+        "product_name": is_vek.then(|| show(vek::product_name(&cert).map(|name| json!(name)))),
+        "tcb": product.filter(|_| is_vek).map(|product| show(vek::tcb(&cert, product).map(|tcb| json!(tcb)))),
+        "hardware_id": (vek::kind(&cert) == Some(VekKind::Vcek))
+            .then(|| show(vek::hardware_id(&cert).map(|id| json!(hex::encode(id.as_chip_id()))))),
+    })
 }
 
 /// Whether bytes are one certificate in DER and nothing else.

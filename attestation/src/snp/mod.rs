@@ -19,6 +19,7 @@ mod vek;
 
 pub use appraise::appraise;
 pub use authenticate::{Authentic, Authentication, authenticate};
+pub use cert::certificate_claims;
 pub(crate) use cert::{check_certificate, check_crl};
 pub use product::Product;
 pub use report::{REPORT_LEN, Report, ReportLength, SIGNED_LEN, VERSIONS};

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "agent")]
 mod agent;
+#[cfg(feature = "cli")]
+mod cli;
 
 use std::process::ExitCode;
 
@@ -10,10 +12,15 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|word| word == "agent") {
         return agent::main();
     }
-    if std::env::args_os().nth(1).is_some_and(|word| word == "--version") {
-        println!("attest {}", env!("CARGO_PKG_VERSION"));
-        return ExitCode::SUCCESS;
+    #[cfg(feature = "cli")]
+    return cli::main();
+    #[cfg(not(feature = "cli"))]
+    {
+        if std::env::args_os().nth(1).is_some_and(|word| word == "--version") {
+            println!("attest {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        eprintln!("attest: this build has only `attest agent`");
+        ExitCode::from(2)
     }
-    eprintln!("attest: this build has only `attest agent`");
-    ExitCode::from(2)
 }

@@ -1,0 +1,256 @@
+//! `attest verify`, and the policy files that it reads.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail, ensure};
+use attestation::{
+    AttestationResult, Binding, Endorsements, Evidence, Grade, Outcome, Policy, Requirement, Roots, Verdict,
+    refuse_malformed, verify,
+};
+
+use super::{input, pins};
+
+const POLICY_FILE_MAX: u64 = 1024 * 1024;
+const POLICY_TEMPLATE: &str = include_str!("policy.toml");
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Evidence (CBOR), or a raw SNP report of 1184 bytes (then with --endorsements)
+    evidence: PathBuf,
+    /// Certificates and CRLs, DER or PEM: files, or folders in which what fits is found
+    #[arg(long, value_name = "PATH")]
+    endorsements: Vec<PathBuf>,
+    /// The time that counts: Unix seconds, 2026-08-19 or 2026-08-19T14:09:01Z [default: now]
+    #[arg(long, value_name = "TIME", value_parser = input::time)]
+    at: Option<u64>,
+    /// Policy file (see `attest policy init`)
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// The REPORT_DATA that the report must have: all 64 bytes
+    #[arg(long, value_name = "HEX", value_parser = input::hex_bytes::<64>)]
+    expect_report_data: Option<[u8; 64]>,
+    /// Trust this root certificate too; the result is then marked `test-root`
+    #[arg(long, value_name = "FILE")]
+    trust_root: Vec<PathBuf>,
+    /// A launch measurement to accept (repeat for more)
+    #[arg(long, value_name = "HEX", value_parser = input::hex_bytes::<48>)]
+    measurement: Vec<[u8; 48]>,
+    /// What must have been checked for the verdict `verified`: freshness, revocation, measurement, tcb
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    require: Vec<Requirement>,
+    /// The least grade to accept: host-signed, host-verified, hardware-verified
+    #[arg(long, value_name = "GRADE", value_parser = grade)]
+    min_grade: Option<Grade>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    contract: ContractArgs,
+    #[command(flatten)]
+    pins: PinArgs,
+}
+
+/// A Decent Cloud contract that the evidence must be bound to.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Contract (what HOST_DATA and REPORT_DATA must be bound to)")]
+struct ContractArgs {
+    /// Contract id
+    #[arg(long, value_name = "HEX", value_parser = input::hex_bytes::<32>, requires_all = ["ledger", "nonce"],
+        conflicts_with = "expect_report_data")]
+    contract: Option<[u8; 32]>,
+    /// The ledger's id: a principal, or its bytes in hex
+    #[arg(long, value_name = "PRINCIPAL|HEX", value_parser = LedgerParser, requires = "contract")]
+    ledger: Option<Ledger>,
+    /// The ledger's nonce for this evidence
+    #[arg(long, value_name = "HEX", value_parser = input::hex_bytes::<32>, requires = "contract")]
+    nonce: Option<[u8; 32]>,
+}
+
+/// What to take along; only written when verified.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Pins (written only when verified)")]
+struct PinArgs {
+    /// How SSH reaches the VM, for the known_hosts line
+    #[arg(long, value_name = "HOST[:PORT]", requires = "out_known_hosts")]
+    known_hosts: Option<pins::HostPort>,
+    /// Write a known_hosts file with the VM's SSH host key
+    #[arg(long, value_name = "FILE", requires = "known_hosts")]
+    out_known_hosts: Option<PathBuf>,
+    /// Write the TLS key's pin (curl --pinnedpubkey)
+    #[arg(long, value_name = "FILE")]
+    out_tls_pin: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum PolicyCommand {
+    /// Print a policy file with every setting explained
+    Init,
+    /// Read a policy file strictly
+    Check {
+        /// The file
+        file: PathBuf,
+    },
+}
+
+/// A ledger's id.
+#[derive(Clone, Debug)]
+struct Ledger(Vec<u8>);
+
+#[derive(Clone, Debug)]
+struct LedgerParser;
+
+impl clap::builder::TypedValueParser for LedgerParser {
+    type Value = Ledger;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &std::ffi::OsStr,
+    ) -> Result<Ledger, clap::Error> {
+        let parse = |text: &str| input::ledger(text).map(Ledger);
+        clap::builder::TypedValueParser::parse_ref(&parse, command, arg, value)
+    }
+}
+
+fn grade(text: &str) -> Result<Grade, String> {
+    match text {
+        "host-signed" => Ok(Grade::HostSigned),
+        "host-verified" => Ok(Grade::HostVerified),
+        "hardware-verified" => Ok(Grade::HardwareVerified),
+        _ => Err("known: host-signed, host-verified, hardware-verified".to_owned()),
+    }
+}
+
+pub(super) fn run(args: &Args) -> Result<ExitCode> {
+    let at = args.at.unwrap_or_else(input::now);
+    let endorsements = input::endorsements(&args.endorsements)?;
+    let mut roots = Roots::pinned();
+    for path in &args.trust_root {
+        roots = roots.with_test_root(&input::root(path)?)?;
+    }
+    let result = match input::evidence(&args.evidence)? {
+        Ok(evidence) => judge(args, &evidence, &endorsements, &roots, at)?,
+        Err(error) => refuse_malformed(&error.to_string(), at),
+    };
+    if args.json {
+        println!("{:#}", result.to_json());
+    } else {
+        print!("{result}");
+    }
+    Ok(match result.verdict {
+        Verdict::Verified => ExitCode::SUCCESS,
+        Verdict::Refused => ExitCode::from(1),
+        Verdict::Indeterminate => ExitCode::from(2),
+    })
+}
+
+fn judge(
+    args: &Args,
+    evidence: &Evidence,
+    endorsements: &Endorsements,
+    roots: &Roots,
+    at: u64,
+) -> Result<AttestationResult> {
+    let policy = policy_of(args, evidence)?;
+    let result = verify(evidence, endorsements, roots, &policy, at);
+    let wants_pins = args.pins.out_known_hosts.is_some() || args.pins.out_tls_pin.is_some();
+    if wants_pins && result.is_verified() {
+        write_pins(args, evidence, &result)?;
+    }
+    Ok(result)
+}
+
+fn policy_of(args: &Args, evidence: &Evidence) -> Result<Policy> {
+    let mut policy = match &args.policy {
+        Some(path) => read_policy(path)?,
+        None => Policy::default(),
+    };
+    if !args.measurement.is_empty() {
+        policy.allowed_measurements = Some(args.measurement.clone());
+    }
+    if let Some(report_data) = args.expect_report_data {
+        policy.report_data = Some(report_data);
+    }
+    if let (Some(contract), Some(Ledger(ledger)), Some(nonce)) =
+        (args.contract.contract, &args.contract.ledger, args.contract.nonce)
+    {
+        policy.report_data = Some(
+            Binding {
+                ledger,
+                contract,
+                nonce,
+            }
+            .report_data(&evidence.guest_keys),
+        );
+        policy.host_data = Some(contract);
+    }
+    policy.min_grade = args.min_grade.unwrap_or(policy.min_grade);
+    policy.required.extend(args.require.iter().copied());
+    Ok(policy)
+}
+
+/// The keys count only if the report binds them, or if the caller is content with the host's word.
+fn write_pins(args: &Args, evidence: &Evidence, result: &AttestationResult) -> Result<()> {
+    let bound = args.contract.contract.is_some()
+        && result
+            .checks
+            .iter()
+            .any(|c| c.id == "appraise.report-data" && c.outcome == Outcome::Passed);
+    ensure!(
+        bound || result.grade == Grade::HostSigned,
+        "no pins are written: give --contract, --ledger and --nonce, so that the VM's keys are known to be its own"
+    );
+    let keys = &evidence.guest_keys;
+    if let (Some(host), Some(path)) = (&args.pins.known_hosts, &args.pins.out_known_hosts) {
+        let key = keys
+            .ssh_host_key
+            .as_ref()
+            .context("the evidence has no SSH host key")?;
+        pins::write(path, &host.known_hosts_line(key))?;
+    }
+    if let Some(path) = &args.pins.out_tls_pin {
+        let spki = keys.tls_spki.as_ref().context("the evidence has no TLS key")?;
+        pins::write(path, &pins::tls_pin(spki))?;
+    }
+    Ok(())
+}
+
+fn read_policy(path: &Path) -> Result<Policy> {
+    let text = input::read(path, POLICY_FILE_MAX)?;
+    let Ok(text) = std::str::from_utf8(&text) else {
+        bail!("{} is not UTF-8", path.display());
+    };
+    let file = toml::from_str(text).with_context(|| format!("{} is not a policy", path.display()))?;
+    Policy::from_file(&file).with_context(|| format!("{}", path.display()))
+}
+
+pub(super) fn policy(command: &PolicyCommand) -> Result<ExitCode> {
+    match command {
+        PolicyCommand::Init => print!("{POLICY_TEMPLATE}"),
+        PolicyCommand::Check { file } => {
+            read_policy(file)?;
+            println!("{} is a valid policy", file.display());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_template_is_a_policy_that_asks_for_nothing_beyond_the_default() {
+        let file = toml::from_str(POLICY_TEMPLATE).unwrap();
+        assert_eq!(Policy::from_file(&file).unwrap(), Policy::default());
+        // With every setting switched on it is still one.
+        let on: String = POLICY_TEMPLATE
+            .lines()
+            .map(|line| line.strip_prefix("#= ").unwrap_or(line))
+            .fold(String::new(), |text, line| text + line + "\n");
+        let file = toml::from_str(&on).unwrap();
+        assert_ne!(Policy::from_file(&file).unwrap(), Policy::default());
+    }
+}
