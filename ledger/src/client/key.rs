@@ -188,23 +188,23 @@ impl Key {
     }
 
     /// Parses PEM text: PKCS#8 of the three kinds, or SEC1 of the two ECDSA kinds.
-    pub fn from_pem(pem: &str) -> Result<Self, KeyError> {
-        let kind = kind_of(pem)?;
+    pub fn from_pem(text: &str) -> Result<Self, KeyError> {
+        let (kind, pem) = private_key_block(text)?;
         let invalid = |error: String| KeyError::Pem {
             what: format!("not a valid {kind} key: {error}"),
         };
         let identity: Arc<dyn Identity> = match kind {
             KeyKind::Ed25519 => {
                 // Parsed here first: ic-agent's own parser doesn't look at the algorithm and may index out of bounds.
-                let key = ic_ed25519::PrivateKey::deserialize_pkcs8_pem(pem)
+                let key = ic_ed25519::PrivateKey::deserialize_pkcs8_pem(&pem)
                     .map_err(|error| invalid(format!("{error:?}")))?;
                 Arc::new(BasicIdentity::from_raw_key(&key.serialize_raw()))
             }
             KeyKind::P256 => {
-                Arc::new(Prime256v1Identity::from_pem(pem).map_err(|error| invalid(error.to_string()))?)
+                Arc::new(Prime256v1Identity::from_pem(&pem).map_err(|error| invalid(error.to_string()))?)
             }
             KeyKind::Secp256k1 => {
-                Arc::new(Secp256k1Identity::from_pem(pem).map_err(|error| invalid(error.to_string()))?)
+                Arc::new(Secp256k1Identity::from_pem(&pem).map_err(|error| invalid(error.to_string()))?)
             }
         };
         Self::from_identity(identity)
@@ -243,34 +243,41 @@ impl Key {
     }
 }
 
-/// Which kind of key PEM text holds, by the object identifiers in it.
-fn kind_of(pem: &str) -> Result<KeyKind, KeyError> {
+/// The private key's block of PEM text, with lines of 64 characters as RFC 7468 wants them (some tools write one long
+/// line, and curve parameters before the key), and the kind of key in it.
+fn private_key_block(text: &str) -> Result<(KeyKind, String), KeyError> {
     let wrong = |what: &str| KeyError::Pem {
         what: what.to_owned(),
     };
-    if pem.contains("ENCRYPTED") {
+    if text.contains("ENCRYPTED") {
         return Err(wrong("the key is encrypted"));
     }
-    let start = pem
-        .find("-----BEGIN PRIVATE KEY-----")
-        .or_else(|| pem.find("-----BEGIN EC PRIVATE KEY-----"))
+    let label = ["PRIVATE KEY", "EC PRIVATE KEY"]
+        .into_iter()
+        .find(|label| text.contains(&format!("-----BEGIN {label}-----")))
         .ok_or_else(|| wrong("no PEM private key found"))?;
-    let text = pem.get(start..).unwrap_or_default();
-    let (_, der) = decode_pem(text).ok_or_else(|| wrong("the PEM block is damaged"))?;
-    OIDS.iter()
+    let body = text
+        .split_once(&format!("-----BEGIN {label}-----"))
+        .and_then(|(_, rest)| rest.split_once(&format!("-----END {label}-----")))
+        .map(|(body, _)| body.split_ascii_whitespace().collect::<String>())
+        .filter(|body| body.is_ascii())
+        .ok_or_else(|| wrong("the PEM block is damaged"))?;
+    let mut pem = format!("-----BEGIN {label}-----\n");
+    for (place, character) in body.chars().enumerate() {
+        if place > 0 && place % 64 == 0 {
+            pem.push('\n');
+        }
+        pem.push(character);
+    }
+    pem.push_str(&format!("\n-----END {label}-----\n"));
+    let (_, der) =
+        p256::pkcs8::der::pem::decode_vec(pem.as_bytes()).map_err(|_| wrong("the PEM block is damaged"))?;
+    let kind = OIDS
+        .iter()
         .find(|(_, oid)| der.windows(oid.len()).any(|window| window == *oid))
         .map(|(kind, _)| *kind)
-        .ok_or_else(|| wrong("a private key of another kind"))
-}
-
-/// The first PEM block's label and contents.
-fn decode_pem(text: &str) -> Option<(String, Vec<u8>)> {
-    let end = text.find("-----END ")?;
-    let tail = text.get(end + 9..)?;
-    let stop = tail.find("-----")?;
-    let block = text.get(..end + 9 + stop + 5)?;
-    let (label, document) = p256::pkcs8::der::pem::decode_vec(block.as_bytes()).ok()?;
-    Some((label.to_owned(), document))
+        .ok_or_else(|| wrong("a private key of another kind"))?;
+    Ok((kind, pem))
 }
 
 #[cfg(test)]
@@ -284,6 +291,12 @@ mod tests {
             let path = dir.path().join(kind.to_string());
             let key = Key::create(kind, &path).unwrap();
             assert_eq!(Key::read(&path).unwrap().principal(), key.principal(), "{kind}");
+            let one_line = std::fs::read_to_string(&path).unwrap().replace('\n', "");
+            assert_eq!(
+                Key::from_pem(&one_line).unwrap().principal(),
+                key.principal(),
+                "{kind} in one line"
+            );
             assert_eq!(kind.to_string().parse::<KeyKind>().unwrap(), kind);
             assert!(
                 matches!(Key::create(kind, &path), Err(KeyError::File { .. })),
