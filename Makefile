@@ -17,7 +17,7 @@ TENANT_IMAGE := $(BUILD)/tenant
 PACKAGES := build-essential pkg-config clang libclang-dev libvirt-dev \
 	qemu-system-x86 libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system libvirt-clients \
 	iproute2 nftables haproxy conntrack openssl curl openssh-client netcat-openbsd \
-	mmdebstrap cpio zstd ovmf mtools dosfstools e2fsprogs cryptsetup-bin jq
+	mmdebstrap cpio lz4 zstd mtools dosfstools e2fsprogs cryptsetup-bin systemd jq
 
 .PHONY: help setup build agent image demo test lint unit main-job bench clean
 
@@ -38,9 +38,11 @@ setup: ## install what is missing (Debian packages, cargo-nextest); needs root o
 build: setup ## build all programs
 	$(CARGO) build --workspace --bins --features $(FEATURES)
 
-agent: setup ## build the guest agent: static, for the tenant image
+agent: setup ## build the guest's programs: static, for the tenant image
 	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --profile guest --target x86_64-unknown-linux-gnu \
 	  -p attestation --no-default-features --features agent --bin attest
+	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --profile guest --target x86_64-unknown-linux-gnu \
+	  -p image-builder --no-default-features --features guest --bin guest-setup
 
 image: build agent ## build the tenant image from Debian packages (cached by content)
 	$(BIN)/image-builder tenant --config image-builder/tenant/tenant.toml --agent $(AGENT) \

@@ -17,6 +17,9 @@ const TSM: &str = "/sys/kernel/config/tsm/report";
 /// One entry of the certificate table of an extended guest request (AMD 56421, GHCB, 4.1.8.1): GUID, offset, length.
 const TABLE_ENTRY: usize = 24;
 
+/// The simulator's one message.
+const SIMULATOR_REPORT: u64 = 1;
+
 /// Where reports come from in this VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReportSource {
@@ -120,7 +123,7 @@ fn simulator(report_data: &[u8; 64]) -> Result<(Vec<u8>, Vec<u8>), ReportError> 
     let mut port =
         open_port(SIMULATOR_PORT, Duration::from_secs(1)).map_err(io("open the simulator's port"))?;
     let mut question = Writer::default();
-    question.array(2).uint(1).bytes(report_data);
+    question.array(2).uint(SIMULATOR_REPORT).bytes(report_data);
     port.write_all(&frame(&question.into_bytes()))
         .map_err(io("ask the simulator"))?;
     let (mut frames, mut buffer) = (Deframer::new(), [0; 4096]);
@@ -138,9 +141,25 @@ fn simulator(report_data: &[u8; 64]) -> Result<(Vec<u8>, Vec<u8>), ReportError> 
     }
 }
 
+/// The simulator's side: the report data that a guest asks about.
+pub fn simulator_question(content: &[u8]) -> Option<[u8; 64]> {
+    let mut d = Decoder::new(content);
+    if d.array().ok()? != Some(2) || d.u64().ok()? != SIMULATOR_REPORT {
+        return None;
+    }
+    d.bytes().ok()?.try_into().ok()
+}
+
+/// The simulator's side: its answer.
+pub fn simulator_answer(report: &[u8], table: &[u8]) -> Vec<u8> {
+    let mut answer = Writer::default();
+    answer.array(3).uint(SIMULATOR_REPORT).bytes(report).bytes(table);
+    answer.into_bytes()
+}
+
 fn sim_answer(content: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
     let mut d = Decoder::new(content);
-    if d.array().ok()? != Some(3) || d.u8().ok()? != 1 {
+    if d.array().ok()? != Some(3) || d.u64().ok()? != SIMULATOR_REPORT {
         return None;
     }
     Some((d.bytes().ok()?.to_vec(), d.bytes().ok()?.to_vec()))

@@ -15,9 +15,10 @@ use crate::snp::{Product, TcbVersion};
 use certificates::Issuer;
 
 /// What a launch measured: the chip reports it as it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Launch {
     /// Launch digest ([`crate::measure`]).
+    #[serde(with = "hex::serde")]
     pub measurement: [u8; 48],
     /// `HOST_DATA`, given by the VMM.
     pub host_data: [u8; 32],

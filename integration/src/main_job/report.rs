@@ -28,12 +28,20 @@ impl Report {
     /// Starts the clock.
     pub fn new() -> Self {
         let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        Self { started: Instant::now(), rows: Vec::new(), colour }
+        Self {
+            started: Instant::now(),
+            rows: Vec::new(),
+            colour,
+        }
     }
 
     /// The heading of a step.
     pub fn heading(&self, step: &str, text: &str) {
-        let (on, off) = if self.colour { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
+        let (on, off) = if self.colour {
+            ("\x1b[1m", "\x1b[0m")
+        } else {
+            ("", "")
+        };
         self.line(&format!("{on}── {step}: {text}{off}"));
     }
 
@@ -60,21 +68,47 @@ impl Report {
 
     fn line(&self, text: &str) {
         // A closed stderr is no reason to stop the job.
-        let _ = writeln!(std::io::stderr(), "[{:>6.1}s] {text}", self.started.elapsed().as_secs_f64());
+        let _ = writeln!(
+            std::io::stderr(),
+            "[{:>6.1}s] {text}",
+            self.started.elapsed().as_secs_f64()
+        );
     }
 
     /// The closing table.
     pub fn table(&self) -> String {
-        let width = self.rows.iter().map(|row| row.what.chars().count()).max().unwrap_or(0).max(13);
+        let width = self
+            .rows
+            .iter()
+            .map(|row| row.what.chars().count())
+            .max()
+            .unwrap_or(0)
+            .max(13);
         let mut table = String::new();
         let rule = format!("{}┼{}┼{}\n", "─".repeat(6), "─".repeat(width + 2), "─".repeat(10));
-        let _ = writeln!(table, " {:<5}│ {:<width$} │ {:>8}", "step", "what happened", "took");
+        let _ = writeln!(
+            table,
+            " {:<5}│ {:<width$} │ {:>8}",
+            "step", "what happened", "took"
+        );
         table.push_str(&rule);
         for row in &self.rows {
-            let _ = writeln!(table, " {:<5}│ {:<width$} │ {:>8}", row.step, row.what, seconds(row.took));
+            let _ = writeln!(
+                table,
+                " {:<5}│ {:<width$} │ {:>8}",
+                row.step,
+                row.what,
+                seconds(row.took)
+            );
         }
         table.push_str(&rule);
-        let _ = writeln!(table, " {:<5}│ {:<width$} │ {:>8}", "", "in all", seconds(self.started.elapsed()));
+        let _ = writeln!(
+            table,
+            " {:<5}│ {:<width$} │ {:>8}",
+            "",
+            "in all",
+            seconds(self.started.elapsed())
+        );
         table
     }
 }

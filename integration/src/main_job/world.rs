@@ -47,8 +47,11 @@ impl World {
     /// Builds the namespaces and the folder. `programs` holds this project's binaries.
     /// What an earlier world of the same prefix left behind is removed first.
     pub fn new(prefix: &str, programs: &Path) -> Result<Self> {
-        ensure!(nix::unistd::geteuid().is_root(), "namespaces and taps need root: run this as root");
-        let dir = std::env::temp_dir().join(format!("{prefix}-main-job"));
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "namespaces and taps need root: run this as root"
+        );
+        let dir = folder(prefix);
         remove_everything(prefix, &dir).context("cannot remove what an earlier run left behind")?;
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let world = Self {
@@ -63,7 +66,9 @@ impl World {
             ip(&["netns", "add", ns])?;
             ip(&["-n", ns, "link", "set", "lo", "up"])?;
         }
-        ip(&["link", "add", "wan0", "netns", &host, "type", "veth", "peer", "name", "eth0", "netns", &wan])?;
+        ip(&[
+            "link", "add", "wan0", "netns", &host, "type", "veth", "peer", "name", "eth0", "netns", &wan,
+        ])?;
         for (ns, link, address) in [(&host, "wan0", HOST_ADDRESS), (&wan, "eth0", WAN_ADDRESS)] {
             ip(&["-n", ns, "addr", "add", &format!("{address}/24"), "dev", link])?;
             ip(&["-n", ns, "link", "set", link, "up"])?;
@@ -89,7 +94,11 @@ impl World {
     /// One of this project's own programs.
     pub fn program(&self, name: &str) -> Result<PathBuf> {
         let path = self.programs.join(name);
-        ensure!(path.exists(), "{} is missing: build it first (`make build`)", path.display());
+        ensure!(
+            path.exists(),
+            "{} is missing: build it first (`make build`)",
+            path.display()
+        );
         Ok(path)
     }
 
@@ -104,17 +113,25 @@ impl World {
     /// A command that will run in `place`.
     pub fn command(&self, place: Place, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.netns(place)]).arg(program.as_ref());
+        command
+            .args(["netns", "exec", &self.netns(place)])
+            .arg(program.as_ref());
         command.stdin(Stdio::null()).current_dir(&self.dir);
         command
     }
 
     /// Starts a program that shall run until the world ends, its output in `<name>.log`.
     pub fn start(&mut self, name: &str, mut command: Command) -> Result<()> {
-        let log = fs::File::options().create(true).append(true).open(self.path(&format!("{name}.log")))?;
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.path(&format!("{name}.log")))?;
         command.stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
-        self.daemons.push(Daemon { name: name.to_owned(), child });
+        self.daemons.push(Daemon {
+            name: name.to_owned(),
+            child,
+        });
         Ok(())
     }
 
@@ -131,7 +148,11 @@ impl World {
 
     /// Kills one program the hard way and forgets it.
     pub fn kill(&mut self, name: &str) -> Result<()> {
-        let at = self.daemons.iter().position(|d| d.name == name).with_context(|| format!("{name} doesn't run"))?;
+        let at = self
+            .daemons
+            .iter()
+            .position(|d| d.name == name)
+            .with_context(|| format!("{name} doesn't run"))?;
         let mut daemon = self.daemons.remove(at);
         daemon.child.kill()?;
         daemon.child.wait()?;
@@ -168,6 +189,15 @@ impl Drop for World {
     }
 }
 
+/// Removes what a killed run of this prefix left behind.
+pub fn clean(prefix: &str) -> Result<()> {
+    remove_everything(prefix, &folder(prefix))
+}
+
+fn folder(prefix: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("{prefix}-main-job"))
+}
+
 /// Runs a command to its end and returns its standard output; a failure carries the command and what it said.
 pub fn run(command: &mut Command) -> Result<String> {
     let output = output(command)?;
@@ -179,13 +209,24 @@ pub fn run(command: &mut Command) -> Result<String> {
 
 /// Runs a command to its end, whatever its exit status.
 pub fn output(command: &mut Command) -> Result<Output> {
-    command.output().with_context(|| format!("cannot run {}", words(command)))
+    command
+        .output()
+        .with_context(|| format!("cannot run {}", words(command)))
 }
 
 /// The command, its status and its output, in one text.
 pub fn describe(command: &Command, output: &Output) -> String {
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    format!("`{}` ended with {}\n{}{}", words(command), output.status, out, err)
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    format!(
+        "`{}` ended with {}\n{}{}",
+        words(command),
+        output.status,
+        out,
+        err
+    )
 }
 
 /// The command as a person would type it, without the namespace around it.
@@ -227,8 +268,12 @@ fn processes(prefix: &str, dir: &Path) -> Result<BTreeSet<i32>> {
     }
     let (needle, own) = (format!("{}/", dir.display()), std::process::id().cast_signed());
     for entry in fs::read_dir("/proc")?.flatten() {
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
-        let Ok(cmdline) = fs::read(entry.path().join("cmdline")) else { continue };
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
+            continue;
+        };
+        let Ok(cmdline) = fs::read(entry.path().join("cmdline")) else {
+            continue;
+        };
         if pid != own && String::from_utf8_lossy(&cmdline).contains(&needle) {
             found.insert(pid);
         }
@@ -277,8 +322,15 @@ fn remove_everything(prefix: &str, dir: &Path) -> Result<()> {
 
 /// What of a world is still on this machine.
 pub fn leftovers(prefix: &str, dir: &Path) -> Result<Vec<String>> {
-    let mut found: Vec<String> = namespaces(prefix)?.into_iter().map(|ns| format!("namespace {ns}")).collect();
-    found.extend(processes(prefix, dir)?.into_iter().map(|pid| format!("process {pid}")));
+    let mut found: Vec<String> = namespaces(prefix)?
+        .into_iter()
+        .map(|ns| format!("namespace {ns}"))
+        .collect();
+    found.extend(
+        processes(prefix, dir)?
+            .into_iter()
+            .map(|pid| format!("process {pid}")),
+    );
     found.extend(mounts(dir)?.into_iter().map(|m| format!("mount {}", m.display())));
     if dir.exists() {
         found.push(format!("folder {}", dir.display()));
@@ -293,7 +345,9 @@ pub fn leftovers(prefix: &str, dir: &Path) -> Result<Vec<String>> {
 }
 
 fn tail(path: &Path, lines: usize) -> String {
-    let text = fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let text = fs::read(path)
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap_or_default();
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
 }
