@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use tokio::sync::Mutex;
 use tracing::{debug, info, warn};
@@ -31,17 +31,20 @@ pub struct Network {
     config: Arc<Config>,
     host: Arc<OwnedFd>,
     references: Arc<References>,
+    /// The last desired state that somebody asked for. A std mutex: held to copy the pointer only.
+    asked: std::sync::Mutex<Arc<Desired>>,
     /// A tokio mutex: it is held while a worker thread works.
     state: Mutex<State>,
+    /// Held by the worker thread of a call that changes something. When such a call is dropped half-way, `state` is free, but
+    /// its worker still works; the next one waits for it here.
+    gate: Arc<std::sync::Mutex<()>>,
 }
 
 /// What we remember between calls. All of it can be lost: the kernel knows.
 #[derive(Default)]
 struct State {
-    /// The last desired state, if it was reached; `None` after a failure.
-    remembered: Option<Desired>,
-    /// The tenants of the last desired state, by slot.
-    tenants: BTreeMap<Slot, TenantId>,
+    /// Whether what was asked for last was reached, so that the next change can start from there.
+    reached: bool,
     /// Taps that we moved to the host's namespace for a VMM.
     lent: BTreeSet<Slot>,
 }
@@ -116,7 +119,9 @@ impl Network {
             config,
             host,
             references,
+            asked: std::sync::Mutex::default(),
             state: Mutex::new(State::default()),
+            gate: Arc::default(),
         })
     }
 
@@ -140,12 +145,37 @@ impl Network {
         self.config.prefix.tap(slot)
     }
 
-    async fn work<T, F>(&self, job: F) -> Result<T, NetError>
+    /// Runs a job that only looks.
+    async fn look_with<T, F>(&self, job: F) -> Result<T, NetError>
     where
         T: Send + 'static,
         F: FnOnce(&Worker) -> Result<T, NetError> + Send + 'static,
     {
         worker::run(Arc::clone(&self.config), Arc::clone(&self.host), job).await
+    }
+
+    /// Runs a job that changes something, or that must not see a change half done.
+    async fn work<T, F>(&self, job: F) -> Result<T, NetError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Worker) -> Result<T, NetError> + Send + 'static,
+    {
+        let gate = Arc::clone(&self.gate);
+        self.look_with(move |worker| {
+            let _alone = gate.lock().unwrap_or_else(PoisonError::into_inner); // it guards no data
+            job(worker)
+        })
+        .await
+    }
+
+    /// The last desired state that somebody asked for.
+    fn asked(&self) -> Arc<Desired> {
+        Arc::clone(&self.asked.lock().unwrap_or_else(PoisonError::into_inner)) // a pointer is never half changed
+    }
+
+    /// The tenant that a slot should belong to.
+    fn tenant_of(&self, slot: Slot) -> Option<TenantId> {
+        self.asked().vms.get(&slot).map(|vm| vm.tenant.clone())
     }
 
     /// Looks at everything but the tenants that are known.
@@ -166,7 +196,7 @@ impl Network {
     pub async fn converge(&self, desired: &Desired) -> Result<Changes, ConvergeError> {
         desired.check(&self.config).map_err(ConvergeError::Desired)?;
         let mut state = self.state.lock().await;
-        state.remembered = None;
+        state.reached = false;
         let observed = self
             .look(&state, BTreeMap::new())
             .await
@@ -175,7 +205,7 @@ impl Network {
         let (nothing, touched) = (steps.is_empty(), steps.touches());
         let changes = self.follow(&mut state, steps, desired).await?;
         if nothing {
-            state.remembered = Some(desired.clone());
+            state.reached = true;
             return Ok(changes);
         }
         // The second look catches the kernel, or somebody else, doing something that we didn't ask for.
@@ -191,7 +221,7 @@ impl Network {
                 remaining: remaining.lines(),
             });
         }
-        state.remembered = Some(desired.clone());
+        state.reached = true;
         Ok(changes)
     }
 
@@ -201,13 +231,14 @@ impl Network {
     pub async fn adjust(&self, desired: &Desired) -> Result<Changes, ConvergeError> {
         desired.check(&self.config).map_err(ConvergeError::Desired)?;
         let mut state = self.state.lock().await;
-        let Some(before) = state.remembered.take() else {
+        if !std::mem::take(&mut state.reached) {
             drop(state);
             return self.converge(desired).await;
-        };
+        }
+        let before = self.asked();
         let steps = plan_change(&self.config, &before, desired, &state.lent);
         let changes = self.follow(&mut state, steps, desired).await?;
-        state.remembered = Some(desired.clone());
+        state.reached = true;
         Ok(changes)
     }
 
@@ -215,7 +246,7 @@ impl Network {
     #[doc(hidden)]
     pub async fn converge_cut_off(&self, desired: &Desired, steps: usize) -> Result<Changes, ConvergeError> {
         let mut state = self.state.lock().await;
-        state.remembered = None;
+        state.reached = false;
         let observed = self
             .look(&state, BTreeMap::new())
             .await
@@ -233,17 +264,16 @@ impl Network {
         steps: Plan,
         desired: &Desired,
     ) -> Result<Changes, ConvergeError> {
-        state.tenants = desired
-            .vms
-            .values()
-            .map(|vm| (vm.slot, vm.tenant.clone()))
-            .collect();
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(desired.clone());
         state.lent.retain(|slot| desired.vms.contains_key(slot));
         if steps.is_empty() {
             return Ok(Changes::default());
         }
         let moved = steps.moves_namespaces();
-        let routes = ingress::routes(&self.config, desired);
+        let routes = match steps.concerns_proxy() {
+            true => ingress::routes(&self.config, desired),
+            false => BTreeMap::new(),
+        };
         let work = self.work(move |worker| {
             let (mut changes, mut failures) = (Changes::default(), Vec::<Failure>::new());
             for step in &steps.0 {
@@ -317,8 +347,8 @@ impl Network {
     /// Opens the tap of `slot` inside its tenant's namespace, for a VMM that takes a file descriptor: no packet
     /// information, one queue, virtio-net header on.
     pub async fn open_tap(&self, slot: Slot) -> Result<OwnedFd, NetError> {
-        let state = self.state.lock().await;
-        let (name, guess) = (self.tap_name(slot), state.tenants.get(&slot).cloned());
+        let _alone = self.state.lock().await;
+        let (name, guess) = (self.tap_name(slot), self.tenant_of(slot));
         self.work(move |worker| match find_tap(worker, slot, guess.as_ref())? {
             Place::Home(tenant) => worker.inside(&tenant, || tap::open(&name, slot)),
             Place::Host(_) => tap::open(&name, slot), // lent: the caller wants it where it is
@@ -331,7 +361,7 @@ impl Network {
     /// passes there: the host's rules drop what comes from it. Take it back when the VMM has opened it.
     pub async fn lend_tap(&self, slot: Slot) -> Result<IfName, NetError> {
         let mut state = self.state.lock().await;
-        let (name, guess) = (self.tap_name(slot), state.tenants.get(&slot).cloned());
+        let (name, guess) = (self.tap_name(slot), self.tenant_of(slot));
         state.lent.insert(slot); // before it moves: a converge in between must not fetch it
         let moved = self.work(move |worker| match find_tap(worker, slot, guess.as_ref())? {
             Place::Home(tenant) => worker.inside(&tenant, || {
@@ -346,7 +376,7 @@ impl Network {
             Ok(()) => Ok(self.tap_name(slot)),
             Err(error) => {
                 state.lent.remove(&slot);
-                state.remembered = None;
+                state.reached = false;
                 Err(error)
             }
         }
@@ -356,7 +386,7 @@ impl Network {
     /// if it is where it belongs. Works after a restart too: the tap carries its tenant's id.
     pub async fn take_back_tap(&self, slot: Slot) -> Result<(), NetError> {
         let mut state = self.state.lock().await;
-        let guess = state.tenants.get(&slot).cloned();
+        let guess = self.tenant_of(slot);
         let moved = self.work(move |worker| match find_tap(worker, slot, guess.as_ref())? {
             Place::Home(_) => Ok(()),
             Place::Host(alias) => match guess.or(alias) {
@@ -370,18 +400,15 @@ impl Network {
             Ok(()) => {
                 state.lent.remove(&slot);
             }
-            Err(_) => state.remembered = None,
+            Err(_) => state.reached = false,
         }
         result
     }
 
     /// Traffic of the VM in `slot` since its tap was made. Survives restarts of ours and changes of the rules.
     pub async fn counters(&self, slot: Slot) -> Result<Counters, NetError> {
-        let (name, guess) = (
-            self.tap_name(slot),
-            self.state.lock().await.tenants.get(&slot).cloned(),
-        );
-        self.work(move |worker| {
+        let (name, guess) = (self.tap_name(slot), self.tenant_of(slot));
+        self.look_with(move |worker| {
             let here = || worker.links()?.find(name.as_str())?.ok_or(NetError::NoTap(slot));
             let link = match find_tap(worker, slot, guess.as_ref())? {
                 Place::Home(tenant) => worker.inside(&tenant, here)?,
@@ -395,11 +422,14 @@ impl Network {
 
     /// Traffic of every VM, by slot: one look per namespace, for billing and metrics.
     pub async fn all_counters(&self) -> Result<BTreeMap<Slot, Counters>, NetError> {
-        self.work(|worker| {
+        self.look_with(|worker| {
             let mut all = BTreeMap::new();
             for (tenant, live) in worker.namespaces()? {
                 if live {
-                    let links = worker.inside(&tenant, || worker.links()?.links())?;
+                    let links = match worker.inside(&tenant, || worker.links()?.links()) {
+                        Err(_) if !worker.is_live(&tenant) => continue, // removed meanwhile
+                        links => links?,
+                    };
                     let slot = |name: &str| worker.config.prefix.slot_of_tap(name);
                     all.extend(
                         links
@@ -419,7 +449,7 @@ impl Network {
             vms: BTreeSet::from([self.ip4(slot)]),
             ports: BTreeSet::new(),
         };
-        self.work(move |_| flows::end(&doomed)).await
+        self.look_with(move |_| flows::end(&doomed)).await
     }
 
     /// Everything that is generated for `desired`, for people. Pure.

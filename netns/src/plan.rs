@@ -209,6 +209,11 @@ impl Plan {
         self.0.iter().filter_map(tenant).collect()
     }
 
+    /// Whether it changes anything about HAProxy.
+    pub(crate) fn concerns_proxy(&self) -> bool {
+        self.0.iter().any(|step| step.scope() == Scope::Proxy)
+    }
+
     /// Whether namespaces come or go by it.
     pub(crate) fn moves_namespaces(&self) -> bool {
         let moves = |step: &Action| {

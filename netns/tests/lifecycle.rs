@@ -140,6 +140,21 @@ async fn a_crash_after_any_step_is_recovered_forwards_and_backwards() {
 }
 
 #[tokio::test]
+async fn a_caller_that_gives_up_leaves_a_network_that_the_next_one_completes() {
+    let lab = Lab::new().with_haproxy();
+    let network = lab.open().await;
+    for millis in [1, 20, 60, 150] {
+        let patience = std::time::Duration::from_millis(millis);
+        let _ = tokio::time::timeout(patience, network.converge(&full())).await;
+        network.adjust(&full()).await.unwrap();
+        assert_settled(&network, &full(), &format!("giving up after {millis} ms")).await;
+        let _ = tokio::time::timeout(patience, network.adjust(&Desired::default())).await;
+        network.remove_all().await.unwrap();
+        assert_eq!(lab.leftovers(), [] as [String; 0], "after {millis} ms");
+    }
+}
+
+#[tokio::test]
 async fn objects_of_others_are_left_alone() {
     let lab = Lab::new();
     let (p, h) = (lab.prefix.clone(), lab.host());

@@ -190,13 +190,8 @@ pub(crate) fn find_tap(worker: &Worker, slot: Slot, guess: Option<&TenantId>) ->
     let at_home = |tenant: &TenantId| -> Result<bool, NetError> {
         worker.inside(tenant, || Ok(worker.links()?.find(name.as_str())?.is_some()))
     };
-    let live: Vec<TenantId> = worker
-        .namespaces()?
-        .into_iter()
-        .filter(|(_, live)| *live)
-        .map(|(tenant, _)| tenant)
-        .collect();
-    if let Some(tenant) = guess.filter(|tenant| live.contains(tenant))
+    if let Some(tenant) = guess
+        && worker.is_live(tenant)
         && at_home(tenant)?
     {
         return Ok(Place::Home(tenant.clone()));
@@ -204,9 +199,9 @@ pub(crate) fn find_tap(worker: &Worker, slot: Slot, guess: Option<&TenantId>) ->
     if let Some(link) = worker.links()?.find(name.as_str())? {
         return Ok(Place::Host(link.alias.and_then(|alias| alias.parse().ok())));
     }
-    for tenant in live.iter().filter(|tenant| Some(*tenant) != guess) {
-        if at_home(tenant)? {
-            return Ok(Place::Home(tenant.clone()));
+    for (tenant, live) in worker.namespaces()? {
+        if live && Some(&tenant) != guess && at_home(&tenant)? {
+            return Ok(Place::Home(tenant));
         }
     }
     Ok(Place::Nowhere)

@@ -162,6 +162,11 @@ impl Worker {
         Ok(found)
     }
 
+    /// Whether a tenant has a namespace.
+    pub(crate) fn is_live(&self, tenant: &TenantId) -> bool {
+        statfs(&self.path(tenant)).is_ok_and(|stat| stat.filesystem_type() == NSFS)
+    }
+
     /// Makes the namespace of a tenant, with its settings. A husk in its place is removed first.
     pub(crate) fn make_namespace(&self, tenant: &TenantId) -> Result<(), NetError> {
         self.remove_namespace(tenant)?;
