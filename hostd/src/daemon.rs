@@ -32,6 +32,7 @@ use crate::supervisor::spec::HostFacts;
 use crate::supervisor::{Ctx, NetKeeper, Timing, supervise};
 use crate::surface::metrics::Metrics;
 use crate::surface::{self, App, Registration};
+use crate::vmm::cloud_hypervisor::{CloudHypervisor, CloudHypervisorConfig};
 use crate::vmm::libvirt::{AccelChoice, Libvirt, LibvirtConfig};
 use crate::vmm::{Vmm, VmmSupport};
 use crate::wiring::{GuestAgent, Ledger, Storage, TenantNetworks, Vfio, chain};
@@ -105,15 +106,22 @@ pub fn adapters(config: &Config) -> Vec<Arc<dyn Vmm>> {
         .vmm
         .prefer
         .iter()
-        .filter_map(|adapter| -> Option<Arc<dyn Vmm>> {
+        .map(|adapter| -> Arc<dyn Vmm> {
             match adapter {
-                Adapter::CloudHypervisor => None,
-                Adapter::Libvirt => Some(Arc::new(Libvirt::new(LibvirtConfig {
+                Adapter::CloudHypervisor => {
+                    let wanted = &config.vmm.cloud_hypervisor;
+                    let binary = wanted.binary.clone().unwrap_or_else(|| "cloud-hypervisor".into());
+                    let mut settings = CloudHypervisorConfig::new(binary);
+                    settings.assume_kvm = wanted.assume_kvm;
+                    settings.boot_base = Duration::from_secs(config.deadlines.launch_s);
+                    Arc::new(CloudHypervisor::new(settings))
+                }
+                Adapter::Libvirt => Arc::new(Libvirt::new(LibvirtConfig {
                     uri: config.vmm.libvirt.uri.clone(),
                     emulator: config.vmm.libvirt.emulator.clone(),
                     accel: AccelChoice::Auto,
                     test_platform: config.host.test_platform,
-                }))),
+                })),
             }
         })
         .collect()

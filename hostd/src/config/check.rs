@@ -183,6 +183,12 @@ pub(super) fn faults(config: &Config, text: &str) -> Vec<Fault> {
         ABSOLUTE,
     );
 
+    check(
+        !vmm.cloud_hypervisor.assume_kvm || host.test_platform,
+        "vmm.cloud_hypervisor.assume_kvm",
+        "is for tests: it needs host.test_platform = true",
+    );
+
     let offering = &config.offering;
     check(
         name(&offering.title, 200),

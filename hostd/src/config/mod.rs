@@ -187,6 +187,9 @@ pub enum Adapter {
 pub struct CloudHypervisorConfig {
     /// The program; default: `cloud-hypervisor` on PATH.
     pub binary: Option<PathBuf>,
+    /// Believe that guests can run, whatever the CPU says: for the fake server of the tests. Needs `host.test_platform`.
+    #[serde(default)]
+    pub assume_kvm: bool,
 }
 
 /// `[vmm.libvirt]`
