@@ -214,6 +214,38 @@ async fn an_image_is_fetched_once_however_many_ask_at_once() {
 }
 
 #[tokio::test]
+async fn who_gives_up_waiting_does_not_stop_the_download_for_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, image_ref) = start(&TestImage::new(b"kernel"), Habit::SlowStart).await;
+    let store = store(&dir);
+    let impatient = tokio::time::timeout(Duration::from_millis(20), store.ensure_image(&image_ref)).await;
+    assert!(impatient.is_err());
+    store.ensure_image(&image_ref).await.unwrap();
+    assert_eq!(
+        server.requests.load(Ordering::SeqCst),
+        3,
+        "one download: manifest, kernel, initrd"
+    );
+}
+
+#[tokio::test]
+async fn a_failed_download_is_tried_anew_by_the_next_who_asks() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = TestImage::new(b"kernel");
+    let mut broken = TestImage::new(b"kernel");
+    broken.files.remove("initrd.img");
+    let source = tempfile::tempdir().unwrap();
+    let image_ref = broken.write_to(source.path());
+    let store = store(&dir);
+    assert!(matches!(
+        store.ensure_image(&image_ref).await,
+        Err(StorageError::Fetch { .. })
+    ));
+    image.write_to(source.path());
+    store.ensure_image(&image_ref).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_file_that_differs_in_one_byte_is_refused_and_not_kept() {
     let dir = tempfile::tempdir().unwrap();
     let mut image = TestImage::new(b"kernel");
@@ -528,3 +560,17 @@ async fn gc_removes_what_no_contract_names_and_nothing_else() {
         "it can be fetched again"
     );
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_bytes_and_no_url_make_the_parsers_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200), url in "\\PC{0,60}") {
+        let _ = Manifest::parse(&bytes);
+        let config = StorageConfig { allow_schemes: BTreeSet::from([Scheme::Https, Scheme::File]), ..StorageConfig::default() };
+        let fetcher = FETCHER.get_or_init(|| fetch::Fetcher::new(&config).unwrap());
+        if let Ok(url) = fetcher.url(&url) {
+            proptest::prop_assert!(["https", "file"].contains(&url.scheme()));
+        }
+    }
+}
+
+static FETCHER: std::sync::OnceLock<fetch::Fetcher> = std::sync::OnceLock::new();
