@@ -44,7 +44,7 @@
 //! Not here: who may have which name or port (the ledger and hostd), disks, VMs, certificates.
 //!
 //! # Map
-//! `names` and `config` parse; `desired` is what comes in; `rules` (nftables) and `ingress` (HAProxy) render; `plan` decides;
+//! `names` and `config` parse; `desired` is what comes in; `rules` (nftables) and `ingress` (HAProxy) render, `listing` reads nftables back; `plan` decides;
 //! `effects` looks and does, on threads that step into namespaces; `network` ties them together under one lock.
 
 mod config;
@@ -52,6 +52,7 @@ mod desired;
 mod effects;
 mod error;
 mod ingress;
+mod listing;
 mod names;
 mod network;
 mod plan;

@@ -156,11 +156,13 @@ async fn a_caller_that_gives_up_leaves_a_network_that_the_next_one_completes() {
 
 #[tokio::test]
 async fn objects_of_others_are_left_alone() {
-    let lab = Lab::new();
+    let mut lab = Lab::new();
     let (p, h) = (lab.prefix.clone(), lab.host());
     let other = format!("{p}x-t-alice");
+    lab.make_space(&other);
+    lab.make_space(&format!("{p}-router"));
     sh(&format!(
-        "ip netns add {other}; ip netns add {p}-router; ip -n {h} link add {p}x type veth peer name br0
+        "ip -n {h} link add {p}x type veth peer name br0
          ip netns exec {h} nft 'add table inet other; add chain inet other forward {{ type filter hook forward priority 0; }}'
          ip -n {h} route add 100.64.9.9 via {WAN}"
     ));
@@ -177,9 +179,6 @@ async fn objects_of_others_are_left_alone() {
     assert_eq!(shows(), before);
     network.remove_all().await.unwrap();
     assert_eq!(shows(), before);
-    sh(&format!(
-        "ip netns del {other}; ip netns del {p}-router; ip -n {h} route del 100.64.9.9; ip -n {h} link del {p}x"
-    ));
 }
 
 fn full_without_routes() -> Desired {

@@ -14,7 +14,8 @@ use crate::config::Config;
 use crate::effects::netlink::{NLM_F_ACK, Netlink, attribute};
 use crate::effects::worker::{in_scratch, os};
 use crate::error::NetError;
-use crate::rules::{self, Listing, Table, Which};
+use crate::listing::{self, Listing, Which};
+use crate::rules::Table;
 
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN` and its answer's attribute (linux/netfilter/nf_tables.h).
 const GET_GENERATION: u16 = 0x0a10;
@@ -38,7 +39,7 @@ impl References {
         let one = |which: Which| {
             in_scratch(|| {
                 load(&which.reference(config), "load the rules into an empty namespace")?;
-                rules::read_listing(which, config, &list()?)?.ok_or_else(|| NetError::Answer {
+                listing::read_listing(which, config, &list()?)?.ok_or_else(|| NetError::Answer {
                     from: "nft",
                     why: "a table that was just loaded isn't in the listing".to_owned(),
                 })
@@ -64,12 +65,12 @@ impl References {
         {
             return Ok(table.clone());
         }
-        let listing = rules::read_listing(which, config, &list()?)?;
+        let seen = listing::read_listing(which, config, &list()?)?;
         let reference = match which {
             Which::Host => &self.host,
             Which::Guard => &self.guard,
         };
-        let table = rules::judge(listing, reference);
+        let table = listing::judge(seen, reference);
         if self::generation()? == generation {
             self.memory().insert(namespace, (generation, table.clone()));
         }

@@ -7,12 +7,12 @@ use crate::effects::nft::References;
 use crate::effects::worker::{Worker, forwarding, settings_hold};
 use crate::effects::{haproxy, tap};
 use crate::error::NetError;
+use crate::listing::Which;
 use crate::names::{
     GATEWAY, GATEWAY_MAC, Slot, TenantId, UPLINK_HOST, UPLINK_HOST_MAC, UPLINK_IN_TENANT, UPLINK_TENANT,
     UPLINK_TENANT_MAC, mac,
 };
 use crate::plan::{Observed, Proxy, Tenant};
-use crate::rules::Which;
 
 /// How many threads look into namespaces at once.
 const LOOKERS: usize = 8;

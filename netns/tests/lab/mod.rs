@@ -164,6 +164,12 @@ impl Lab {
         self.spaces.remove(&self.vm(slot));
     }
 
+    /// Makes one more namespace, which goes with the lab.
+    pub(crate) fn make_space(&mut self, name: &str) {
+        sh(&format!("ip netns add {name}"));
+        self.spaces.insert(name.to_owned());
+    }
+
     /// Namespace of a VM.
     pub(crate) fn vm(&self, slot: Slot) -> String {
         format!("{}vm{slot}", self.prefix)
