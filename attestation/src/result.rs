@@ -428,7 +428,10 @@ impl fmt::Display for AttestationResult {
         writeln!(
             f,
             "{}  grade {}, trust {}, at {}",
-            self.verdict, self.grade, self.trust, self.at
+            self.verdict,
+            self.grade,
+            self.trust,
+            crate::snp::show_time(self.at)
         )?;
         if self.trust == Trust::TestRoot {
             writeln!(

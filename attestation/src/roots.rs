@@ -1,13 +1,16 @@
 //! Trust anchors: AMD's root keys (ARK), pinned in the program, and test roots that somebody named.
 
+use std::sync::LazyLock;
+
 use sha2::{Digest, Sha256};
 
 use crate::result::Trust;
+use crate::snp::Cert;
 
-/// A trust anchor with the intermediates that are shipped with it.
+/// A trust anchor.
 #[derive(Clone, Debug)]
 pub(crate) struct Root {
-    pub(crate) der: Vec<u8>,
+    pub(crate) cert: Cert,
     pub(crate) trust: Trust,
 }
 
@@ -51,26 +54,39 @@ pub(crate) const SHIPPED: [Shipped; 3] = [
     },
 ];
 
+/// The shipped certificates, read once: roots, and intermediates.
+static PARSED: LazyLock<(Vec<Cert>, Vec<Cert>)> = LazyLock::new(|| {
+    let parse = |der: &[u8]| Cert::parse(der).expect("the shipped certificates are tested to be readable");
+    let intermediates = SHIPPED.iter().flat_map(|shipped| [shipped.ask, shipped.asvk]);
+    (
+        SHIPPED.iter().map(|shipped| parse(shipped.ark)).collect(),
+        intermediates.map(parse).collect(),
+    )
+});
+
+/// ASK and ASVK of every product.
+pub(crate) fn shipped_intermediates() -> &'static [Cert] {
+    &PARSED.1
+}
+
 impl Roots {
     /// AMD's roots for Milan, Genoa and Turin.
     pub fn pinned() -> Self {
-        let pinned = |shipped: &Shipped| Root {
-            der: shipped.ark.to_vec(),
+        let pinned = |cert: &Cert| Root {
+            cert: cert.clone(),
             trust: Trust::Pinned,
         };
         Self {
-            roots: SHIPPED.iter().map(pinned).collect(),
+            roots: PARSED.0.iter().map(pinned).collect(),
         }
     }
 
     /// Trusts one more root (DER). Every result that rests on it says `trust: test-root`.
     pub fn with_test_root(mut self, der: &[u8]) -> Result<Self, RootsError> {
-        crate::snp::check_certificate(der).map_err(|e| RootsError::NotACertificate(e.to_string()))?;
-        if self.roots.iter().all(|root| root.der != der) {
-            self.roots.push(Root {
-                der: der.to_vec(),
-                trust: Trust::TestRoot,
-            });
+        let cert = Cert::parse(der).map_err(|e| RootsError::NotACertificate(e.to_string()))?;
+        if self.roots.iter().all(|root| root.cert.der != der) {
+            let trust = Trust::TestRoot;
+            self.roots.push(Root { cert, trust });
         }
         Ok(self)
     }
@@ -79,7 +95,7 @@ impl Roots {
     pub fn fingerprints(&self) -> impl Iterator<Item = ([u8; 32], Trust)> {
         self.roots
             .iter()
-            .map(|root| (Sha256::digest(&root.der).into(), root.trust))
+            .map(|root| (Sha256::digest(&root.cert.der).into(), root.trust))
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Root> {

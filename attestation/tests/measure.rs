@@ -1,5 +1,7 @@
 //! Launch digests against published ones.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::path::Path;
 
 use attestation::measure::{DirectBoot, SnpLaunch, VcpuType, Vmm, snp};

@@ -1,5 +1,7 @@
 //! Every recorded SNP report against the verdict that is known for it.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::path::{Path, PathBuf};
 
 use attestation::{

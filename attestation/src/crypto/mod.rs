@@ -37,3 +37,67 @@ impl Crypto for NoCrypto {
         false
     }
 }
+
+#[cfg(all(test, feature = "native", feature = "rustcrypto"))]
+mod tests {
+    use aws_lc_rs::rand::SystemRandom;
+    use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+
+    use super::*;
+
+    #[test]
+    fn both_implementations_give_the_same_verdicts() {
+        let both: [&dyn Crypto; 2] = [&native::AwsLc, &rustcrypto::RustCrypto];
+        let key = EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING).unwrap();
+        let (message, point) = (b"a message", key.public_key().as_ref());
+        let good: [u8; 96] = key
+            .sign(&SystemRandom::new(), message)
+            .unwrap()
+            .as_ref()
+            .try_into()
+            .unwrap();
+        let mut zero_r = good;
+        zero_r[..48].fill(0);
+        let mut zero_s = good;
+        zero_s[48..].fill(0);
+        let mut large = good;
+        large[..48].fill(0xff);
+        let mut flipped = good;
+        flipped[20] ^= 1;
+        for (row, signature, want) in [
+            ("good", good, true),
+            ("r = 0", zero_r, false),
+            ("s = 0", zero_s, false),
+            ("r ≥ n", large, false),
+            ("one bit", flipped, false),
+        ] {
+            for crypto in both {
+                assert_eq!(crypto.p384_sha384(point, message, &signature), want, "{row}");
+                assert!(
+                    !crypto.p384_sha384(point, b"another", &signature),
+                    "{row}, another message"
+                );
+                assert!(!crypto.p384_sha384(&[], message, &signature), "{row}, no key");
+                assert!(
+                    !crypto.p384_sha384(&point[1..], message, &signature),
+                    "{row}, short key"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn both_implementations_believe_amds_certificates() {
+        for shipped in crate::roots::SHIPPED {
+            for der in [shipped.ask, shipped.asvk] {
+                let (tbs, signature, key) = crate::snp::signed_parts_of(der, shipped.ark);
+                for crypto in [&native::AwsLc as &dyn Crypto, &rustcrypto::RustCrypto] {
+                    assert!(crypto.rsa_pss_sha384(&key, &tbs, &signature));
+                    assert!(!crypto.rsa_pss_sha384(&key, &tbs[1..], &signature));
+                    assert!(!crypto.rsa_pss_sha384(&key, &tbs, &signature[1..]));
+                    assert!(!crypto.rsa_pss_sha384(&[], &tbs, &signature));
+                }
+            }
+        }
+    }
+}

@@ -73,22 +73,51 @@ impl Issuer {
         spki: &[u8],
         extensions: &[Vec<u8>],
     ) -> Result<Vec<u8>, SimError> {
-        let algorithm = rsa_pss_sha384();
         let tbs = sequence(&[
             tlv(0xa0, &integer(&[2])),
             integer(&serial.to_be_bytes()),
-            algorithm.clone(),
+            rsa_pss_sha384(),
             name(&self.common_name),
             sequence(&[tlv(0x17, NOT_BEFORE.as_bytes()), tlv(0x17, NOT_AFTER.as_bytes())]),
             name(subject),
             spki.to_vec(),
             tlv(0xa3, &sequence(extensions)),
         ]);
+        self.sign(tbs)
+    }
+
+    /// `SEQUENCE { to be signed, algorithm, signature }`.
+    fn sign(&self, tbs: Vec<u8>) -> Result<Vec<u8>, SimError> {
         let mut signature = vec![0; self.key.public_modulus_len()];
         self.key
             .sign(&RSA_PSS_SHA384, &SystemRandom::new(), &tbs, &mut signature)
             .map_err(|_| SimError("cannot sign a certificate"))?;
-        Ok(sequence(&[tbs, algorithm, bits(&signature)]))
+        Ok(sequence(&[tbs, rsa_pss_sha384(), bits(&signature)]))
+    }
+}
+
+/// Signs revocation lists of one platform's root.
+pub struct CrlIssuer(pub(super) Issuer);
+
+impl CrlIssuer {
+    /// A list of revoked serial numbers, valid from `this_update` to `next_update` (UTCTime: `260819000000Z`).
+    pub fn crl(&self, revoked: &[u32], this_update: &str, next_update: &str) -> Result<Vec<u8>, SimError> {
+        let issuer = &self.0;
+        let time = |text: &str| tlv(0x17, text.as_bytes());
+        let entry = |serial: &u32| sequence(&[integer(&serial.to_be_bytes()), time(this_update)]);
+        let mut parts = vec![
+            integer(&[1]),
+            rsa_pss_sha384(),
+            name(&issuer.common_name),
+            time(this_update),
+            time(next_update),
+        ];
+        if !revoked.is_empty() {
+            parts.push(sequence(&revoked.iter().map(entry).collect::<Vec<_>>()));
+        }
+        let number = extension(&[2, 5, 29, 20], Critical::No, &integer(&[1]));
+        parts.push(tlv(0xa0, &sequence(&[number])));
+        issuer.sign(sequence(&parts))
     }
 }
 

@@ -12,6 +12,7 @@ use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 
 use crate::snp::{Product, TcbVersion};
+pub use certificates::CrlIssuer;
 use certificates::Issuer;
 
 /// What a launch measured: the chip reports it as it is.
@@ -67,6 +68,9 @@ pub struct Parts {
 #[error("simulated platform: {0}")]
 pub struct SimError(&'static str);
 
+/// Serial number of a platform's intermediate certificate.
+pub const ASK_SERIAL: u32 = 0x02_0002;
+
 /// The TCB version that a new platform has.
 pub const TCB: TcbVersion = TcbVersion {
     fmc: None,
@@ -79,10 +83,15 @@ pub const TCB: TcbVersion = TcbVersion {
 impl Platform {
     /// A new chip of the Genoa line, with a chain of its own. Takes a second or two: two RSA-4096 keys are made.
     pub fn create() -> Result<Self, SimError> {
+        Ok(Self::create_with_crls()?.0)
+    }
+
+    /// As [`Self::create`], with what can revoke its intermediate (serial number [`ASK_SERIAL`]).
+    pub fn create_with_crls() -> Result<(Self, CrlIssuer), SimError> {
         let product = Product::Genoa;
         let ark = Issuer::generate(format!("ARK-{}", product.name()))?;
         let ask = Issuer::generate(format!("SEV-{}", product.name()))?;
-        let (ark_der, ask_der) = (ark.certify_ca(&ark, 1)?, ark.certify_ca(&ask, 2)?);
+        let (ark_der, ask_der) = (ark.certify_ca(&ark, 1)?, ark.certify_ca(&ask, ASK_SERIAL)?);
         let key = EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING)
             .map_err(|_| SimError("cannot make a P-384 key"))?;
         let key_der = key
@@ -95,7 +104,7 @@ impl Platform {
             .fill(&mut chip_id)
             .map_err(|_| SimError("no random numbers"))?;
         let vcek = ask.certify_vcek(product.name(), key.public_key().as_ref(), &chip_id, TCB)?;
-        Ok(Self {
+        let platform = Self {
             product,
             tcb: TCB,
             chip_id,
@@ -104,7 +113,8 @@ impl Platform {
             vcek,
             key,
             key_der,
-        })
+        };
+        Ok((platform, CrlIssuer(ark)))
     }
 
     /// What [`Self::from_parts`] needs.
@@ -187,16 +197,26 @@ impl Platform {
         put(0x1e8, &firmware);
         put(0x1ec, &firmware);
         put(0x1f0, &tcb); // launch
+        self.sign(&mut report)?;
+        Ok(report)
+    }
+
+    /// Signs a report anew, whatever it says: this is how tests forge what only the chip could.
+    pub fn sign(&self, report: &mut [u8]) -> Result<(), SimError> {
+        let signed = report.get(..0x2a0).ok_or(SimError("a report is longer"))?;
         let signature = self
             .key
-            .sign(&SystemRandom::new(), &report[..0x2a0])
+            .sign(&SystemRandom::new(), signed)
             .map_err(|_| SimError("cannot sign a report"))?;
         let (r, s) = signature.as_ref().split_at(48);
         for (at, number) in [(0x2a0, r), (0x2e8, s)] {
             let little: Vec<u8> = number.iter().rev().copied().collect();
-            report[at..at + 48].copy_from_slice(&little);
+            let place = report
+                .get_mut(at..at + 48)
+                .ok_or(SimError("a report is longer"))?;
+            place.copy_from_slice(&little);
         }
-        Ok(report)
+        Ok(())
     }
 }
 

@@ -11,12 +11,12 @@
 
 use std::fmt::Display;
 
-use super::cert::{Cert, Crl, PublicKey};
+use super::cert::{Cert, Crl, PublicKey, show_time};
 use super::report::Report;
 use super::{Product, VekKind, vek};
 use crate::crypto::CRYPTO;
 use crate::result::{Check, Reason, Trust};
-use crate::roots::SHIPPED;
+use crate::roots::shipped_intermediates;
 use crate::{Endorsements, Roots};
 
 /// A report that a trusted key signed, with a certificate that agrees with it. Only [`authenticate`] makes one. It says
@@ -189,14 +189,10 @@ impl<'a> Pool<'a> {
         }
         pool.supplied = !pool.intermediates.is_empty();
         if !pool.supplied {
-            let shipped = SHIPPED.iter().flat_map(|shipped| [shipped.ask, shipped.asvk]);
-            pool.intermediates
-                .extend(shipped.filter_map(|der| Cert::parse(der).ok()));
+            pool.intermediates.extend_from_slice(shipped_intermediates());
         }
-        let trusted = roots
-            .iter()
-            .filter_map(|root| Some((Cert::parse(&root.der).ok()?, root.trust)));
-        pool.roots.extend(trusted);
+        pool.roots
+            .extend(roots.iter().map(|root| (root.cert.clone(), root.trust)));
         pool.crls
             .extend(endorsements.crls().filter_map(|der| Crl::parse(der).ok()));
         pool
@@ -417,8 +413,8 @@ impl<'a> Pool<'a> {
             format!(
                 "{} {}..{}",
                 quoted(&cert.subject_cn),
-                cert.not_before,
-                cert.not_after
+                show_time(cert.not_before),
+                show_time(cert.not_after)
             )
         };
         let early = chain.iter().find(|cert| at < cert.not_before);
@@ -436,7 +432,7 @@ impl<'a> Pool<'a> {
             "authenticate.dates",
             holds,
             reason,
-            format!("valid at {at}"),
+            format!("valid at {}", show_time(at)),
             found,
         )
     }
@@ -479,10 +475,12 @@ impl<'a> Pool<'a> {
         let fresh =
             |crl: &&&Crl| crl.this_update <= self.at && crl.next_update.is_some_and(|next| self.at < next);
         let window = |crl: &Crl| {
-            let next = crl
-                .next_update
-                .map_or("no end".to_owned(), |next| next.to_string());
-            format!("{} {}..{next}", quoted(&crl.issuer_cn), crl.this_update)
+            let next = crl.next_update.map_or("no end".to_owned(), show_time);
+            format!(
+                "{} {}..{next}",
+                quoted(&crl.issuer_cn),
+                show_time(crl.this_update)
+            )
         };
         match genuine.iter().find(fresh) {
             Some(crl) => {
@@ -491,7 +489,7 @@ impl<'a> Pool<'a> {
             }
             None => {
                 let windows: Vec<String> = genuine.iter().map(|crl| window(crl)).collect();
-                let why = format!("CrlStale: no CRL given covers {}", self.at);
+                let why = format!("CrlStale: no CRL given covers {}", show_time(self.at));
                 Check::not_checked(ID, why, windows.join(", "))
             }
         }

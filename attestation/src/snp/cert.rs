@@ -214,6 +214,12 @@ impl Crl {
     }
 }
 
+/// Unix seconds as `2026-08-19T14:09:01Z`, for people; as a number where the calendar ends (year 9999).
+pub(crate) fn show_time(seconds: u64) -> String {
+    let time = der::DateTime::from_unix_duration(std::time::Duration::from_secs(seconds));
+    time.map_or_else(|_| seconds.to_string(), |time| time.to_string())
+}
+
 /// A certificate's fields, for showing; nothing is verified.
 pub fn certificate_claims(der: &[u8]) -> Value {
     let cert = match Cert::parse(der) {
@@ -229,8 +235,8 @@ pub fn certificate_claims(der: &[u8]) -> Value {
         "subject": cert.subject_cn,
         "issuer": cert.issuer_cn,
         "serial": hex::encode(&cert.serial),
-        "not_before": cert.not_before,
-        "not_after": cert.not_after,
+        "not_before": show_time(cert.not_before),
+        "not_after": show_time(cert.not_after),
         "product": product.map(Product::name),
         "product_name": is_vek.then(|| show(vek::product_name(&cert).map(|name| json!(name)))),
         "tcb": product.filter(|_| is_vek).map(|product| show(vek::tcb(&cert, product).map(|tcb| json!(tcb)))),
@@ -280,4 +286,16 @@ fn common_name(name: &Name) -> String {
         .last()
         .unwrap_or_default()
         .to_owned()
+}
+
+/// What a certificate's signature covers, the signature, and its issuer's key; for tests of the signature checks.
+#[cfg(all(test, feature = "native", feature = "rustcrypto"))]
+pub(crate) fn signed_parts_of(der: &[u8], issuer: &[u8]) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
+    let (cert, issuer) = (Cert::parse(der), Cert::parse(issuer));
+    let cert = cert.expect("a shipped certificate");
+    let issuer = issuer.expect("a shipped certificate");
+    let PublicKey::Rsa(key) = issuer.key else {
+        panic!("AMD's CAs have RSA keys")
+    };
+    (cert.signed.tbs, cert.signed.signature, key)
 }

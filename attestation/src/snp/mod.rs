@@ -20,7 +20,9 @@ mod vek;
 pub use appraise::appraise;
 pub use authenticate::{Authentic, Authentication, authenticate};
 pub use cert::certificate_claims;
-pub(crate) use cert::{check_certificate, check_crl};
+#[cfg(all(test, feature = "native", feature = "rustcrypto"))]
+pub(crate) use cert::signed_parts_of;
+pub(crate) use cert::{Cert, check_certificate, check_crl, show_time};
 pub use product::Product;
 pub use report::{REPORT_LEN, Report, ReportLength, SIGNED_LEN, VERSIONS};
 pub use tcb::{TcbFloor, TcbFloors, TcbPart, TcbVersion};

@@ -1,0 +1,274 @@
+//! The command `attest` as people and scripts use it: files in, exit code and pins out.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use attestation::sim::{Launch, Platform};
+use attestation::{Binding, CpuEvidence, Evidence, GuestKeys};
+use serde_json::Value;
+
+const SSH_KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBoBSaZrGNRYY5vX2dnQa8Kt5j3sI0gTp4TcHqVlVtZi";
+
+fn vectors() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/snp")
+}
+
+fn attest(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_attest"))
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+fn json(args: &[&str]) -> (Option<i32>, Value) {
+    let out = attest(args);
+    let value = serde_json::from_slice(&out.stdout).unwrap_or_else(|e| {
+        panic!(
+            "{args:?}: {e}: {} {}",
+            String::from_utf8_lossy(&out.stdout),
+            String::from_utf8_lossy(&out.stderr)
+        )
+    });
+    (out.status.code(), value)
+}
+
+#[test]
+fn exit_codes_say_verified_refused_or_cannot_tell() {
+    let v = vectors();
+    let path = |name: &str| v.join(name).to_str().unwrap().to_owned();
+    let folder = tempfile::tempdir().unwrap();
+    let short = folder.path().join("short");
+    std::fs::write(&short, vec![3; 100]).unwrap();
+    let long = folder.path().join("long");
+    std::fs::File::create(&long).unwrap().set_len(1 << 30).unwrap();
+    let empty = folder.path().join("empty");
+    std::fs::write(&empty, []).unwrap();
+    let (genoa, debug) = (path("genoa-v3-msft"), path("milan-v2-google-DEBUG"));
+    let (genoa_report, debug_report) = (format!("{genoa}/report.bin"), format!("{debug}/report.bin"));
+    let (short, empty, long) = (
+        short.to_str().unwrap(),
+        empty.to_str().unwrap(),
+        long.to_str().unwrap(),
+    );
+    for (args, code, verdict, reasons) in [
+        (
+            vec![genoa_report.as_str(), "--endorsements", &genoa],
+            0,
+            "verified",
+            vec![],
+        ),
+        (
+            vec![&genoa_report, "--endorsements", &v.to_str().unwrap()],
+            1,
+            "refused",
+            vec!["ChainInvalid"],
+        ),
+        (
+            vec![&genoa_report],
+            2,
+            "indeterminate",
+            vec!["EndorsementsMissing"],
+        ),
+        (
+            vec![&debug_report, "--endorsements", &debug],
+            1,
+            "refused",
+            vec!["DebugAllowed"],
+        ),
+        (vec![short], 1, "refused", vec!["Malformed"]),
+        (vec![empty], 1, "refused", vec!["Malformed"]),
+    ] {
+        let mut all = vec!["verify", "--json", "--at", "2026-09-01"];
+        all.extend(&args);
+        if args.contains(&v.to_str().unwrap()) {
+            // A folder with everything: what fits is found among it.
+            assert_eq!(attest(&all).status.code(), Some(0), "{args:?}");
+            continue;
+        }
+        let (got, result) = json(&all);
+        assert_eq!(got, Some(code), "{args:?}: {result:#}");
+        assert_eq!(result["verdict"], verdict);
+        assert_eq!(result["reasons"], serde_json::json!(reasons));
+    }
+    for args in [
+        vec!["verify", "/nonexistent"],
+        vec!["verify", long],
+        vec!["verify", &genoa],
+        vec!["verify", &genoa_report, "--endorsements", "/nonexistent"],
+        vec!["verify", &genoa_report, "--endorsements", &genoa_report],
+        vec!["verify", &genoa_report, "--at", "yesterday"],
+        vec!["verify", &genoa_report, "--expect-report-data", "00"],
+        vec!["verify", &genoa_report, "--require", "everything"],
+        vec!["verify", &genoa_report, "--contract", &"00".repeat(32)],
+        vec!["verify", &genoa_report, "--trust-root", &genoa_report],
+        vec!["show", short],
+    ] {
+        let out = attest(&args);
+        assert_eq!(out.status.code(), Some(2), "{args:?}");
+        assert!(
+            out.stdout.is_empty() && !out.stderr.is_empty(),
+            "{args:?} says why, on stderr"
+        );
+    }
+}
+
+#[test]
+fn a_contracts_evidence_gives_pins_only_once_verified_and_bound() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let platform = Platform::create().unwrap();
+    let guest_keys = GuestKeys {
+        ssh_host_key: Some(SSH_KEY.parse().unwrap()),
+        tls_spki: Some(b"any key".to_vec()),
+        wireguard: None,
+    };
+    let (contract, nonce) = ([0xaa; 32], [0xbb; 32]);
+    let binding = Binding {
+        ledger: &[0, 0, 0, 0, 0, 0, 0, 2, 1, 1],
+        contract,
+        nonce,
+    };
+    let launch = Launch {
+        measurement: [0xcc; 48],
+        host_data: contract,
+        policy: 0x3_0000,
+    };
+    let report = platform
+        .report(&launch, &binding.report_data(&guest_keys))
+        .unwrap();
+    let cpu = CpuEvidence::SevSnp {
+        report,
+        certificates: platform.certificates(),
+    };
+    std::fs::write(file("evidence"), Evidence { cpu, guest_keys }.to_cbor()).unwrap();
+    std::fs::write(file("root"), platform.root()).unwrap();
+    let (evidence, root) = (file("evidence"), file("root"));
+    let (hosts, pin) = (file("known_hosts"), file("pin"));
+    let (contract, nonce, measurement) = ("aa".repeat(32), "bb".repeat(32), "cc".repeat(48));
+    let wrong = "bc".repeat(32);
+    let base = |nonce: &str| -> Vec<String> {
+        [
+            "verify",
+            &evidence,
+            "--json",
+            "--at",
+            "2026-09-01",
+            "--contract",
+            &contract,
+            "--ledger",
+            "ryjl3-tyaaa-aaaaa-aaaba-cai",
+            "--nonce",
+            nonce,
+            "--measurement",
+            &measurement,
+            "--known-hosts",
+            "203.0.113.1:2201",
+            "--out-known-hosts",
+            &hosts,
+            "--out-tls-pin",
+            &pin,
+        ]
+        .map(str::to_owned)
+        .to_vec()
+    };
+    let with = |mut args: Vec<String>, more: &[&str]| {
+        args.extend(more.iter().map(|arg| (*arg).to_owned()));
+        json(&args.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let (code, result) = with(base(&nonce), &[]);
+    assert_eq!(
+        (code, &result["reasons"]),
+        (Some(1), &serde_json::json!(["UntrustedRoot"]))
+    );
+    let (code, result) = with(base(&wrong), &["--trust-root", &root]);
+    assert_eq!(
+        (code, &result["reasons"]),
+        (Some(1), &serde_json::json!(["ReportDataMismatch"]))
+    );
+    assert!(
+        !Path::new(&hosts).exists() && !Path::new(&pin).exists(),
+        "no pins for refused evidence"
+    );
+    let (code, result) = with(
+        base(&nonce),
+        &["--trust-root", &root, "--require", "freshness,measurement"],
+    );
+    assert_eq!(code, Some(0), "{result:#}");
+    assert_eq!(
+        (&result["trust"], &result["grade"]),
+        (&"test-root".into(), &"hardware-verified".into())
+    );
+    assert_eq!(
+        std::fs::read_to_string(&hosts).unwrap(),
+        format!("[203.0.113.1]:2201 {SSH_KEY}\n")
+    );
+    let pin_text = std::fs::read_to_string(&pin).unwrap();
+    assert!(
+        pin_text.starts_with("sha256//") && pin_text.trim_end().len() == 8 + 44,
+        "{pin_text}"
+    );
+    // Verified, but nothing says whose keys these are.
+    std::fs::remove_file(&pin).unwrap();
+    let args = [
+        "verify",
+        &evidence,
+        "--at",
+        "2026-09-01",
+        "--trust-root",
+        &root,
+        "--out-tls-pin",
+        &pin,
+    ];
+    assert_eq!(attest(&args).status.code(), Some(2));
+    assert!(!Path::new(&pin).exists());
+}
+
+#[test]
+fn show_decodes_and_judges_nothing() {
+    let report = vectors().join("turin-v5-msft/report.bin");
+    let (code, shown) = json(&["show", "--json", report.to_str().unwrap()]);
+    assert_eq!(code, Some(0));
+    assert_eq!(shown["cpu"]["product"], "turin");
+    assert_eq!(shown["cpu"]["tcb"]["reported"]["microcode"], 81);
+    assert!(shown.get("verdict").is_none());
+}
+
+#[test]
+fn help_and_completions_are_there() {
+    for args in [
+        &["--help"][..],
+        &["verify", "--help"],
+        &["measure", "snp", "--help"],
+        &["agent", "--help"],
+    ] {
+        let out = attest(args);
+        assert_eq!(out.status.code(), Some(0), "{args:?}");
+        assert!(out.stdout.len() > 200, "{args:?}");
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(
+            String::from_utf8(attest(&["completions", shell]).stdout)
+                .unwrap()
+                .contains("attest")
+        );
+    }
+    let version = String::from_utf8(attest(&["--version"]).stdout).unwrap();
+    assert_eq!(version.lines().count(), 1);
+    let folder = tempfile::tempdir().unwrap();
+    let policy = folder.path().join("policy.toml");
+    std::fs::write(&policy, attest(&["policy", "init"]).stdout).unwrap();
+    assert!(
+        attest(&["policy", "check", policy.to_str().unwrap()])
+            .status
+            .success()
+    );
+    std::fs::write(&policy, "allow_debgu = true").unwrap();
+    assert_eq!(
+        attest(&["policy", "check", policy.to_str().unwrap()])
+            .status
+            .code(),
+        Some(2)
+    );
+}
