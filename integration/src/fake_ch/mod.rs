@@ -111,7 +111,13 @@ pub fn main(args: impl Iterator<Item = String>) -> ExitCode {
                     .map(|value| value.strip_prefix("path=").unwrap_or(&value).into());
             }
             "--seccomp" | "--log-file" => drop(args.next()),
-            "--landlock" | "-v" | "-vv" => {}
+            "-v" | "-vv" => {}
+            "--landlock" => {
+                eprintln!(
+                    "error: the following required arguments were not provided:\n  <--firmware|--kernel>"
+                );
+                return ExitCode::from(2);
+            }
             other => {
                 eprintln!("error: unexpected argument '{other}' found");
                 return ExitCode::from(2);

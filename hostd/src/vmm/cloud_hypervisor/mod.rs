@@ -110,7 +110,7 @@ impl CloudHypervisor {
 
     fn place(&self) -> Place {
         Place {
-            landlock: self.launcher.landlock,
+            landlock: self.launcher.landlock.is_ok(),
         }
     }
 
@@ -288,11 +288,7 @@ impl Vmm for CloudHypervisor {
     }
 
     async fn support(&self) -> VmmSupport {
-        let landlock = if self.launcher.landlock {
-            "Landlock"
-        } else {
-            "no Landlock in this kernel"
-        };
+        let landlock = self.launcher.landlock.map_or_else(|why| why, |()| "Landlock");
         let version = match self.version().await {
             Ok(version) => format!("cloud-hypervisor {version}, {landlock}"),
             Err(_) => "cloud-hypervisor not available".to_owned(),

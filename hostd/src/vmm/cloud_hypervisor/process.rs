@@ -31,15 +31,17 @@ const TASKS_MAX: u32 = 4096;
 pub(super) struct Launcher {
     pub binary: PathBuf,
     pub systemd: bool,
-    pub landlock: bool,
+    pub landlock: Result<(), &'static str>,
 }
 
 impl Launcher {
     pub(super) fn new(binary: &Path) -> Self {
         // sd_booted(3).
         let systemd = Path::new("/run/systemd/system").is_dir();
-        let landlock = fs::read_to_string("/sys/kernel/security/lsm")
-            .is_ok_and(|list| list.trim().split(',').any(|name| name == "landlock"));
+        let landlock = landlock(
+            &fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default(),
+            &fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default(),
+        );
         Self {
             binary: binary.to_owned(),
             systemd,
@@ -85,9 +87,7 @@ impl Launcher {
         }
         add(&["--", "setsid", &self.binary.to_string_lossy()]);
         add(&["--api-socket", &socket_argument(spec), "--seccomp", "true"]);
-        if self.landlock {
-            add(&["--landlock"]);
-        }
+        // Landlock goes with `vm.create`: v53 takes `--landlock` only together with `--kernel` (ran).
         command
     }
 
@@ -122,6 +122,23 @@ impl Launcher {
             join_cgroups(&unit(spec), pid);
         }
         Ok(pid)
+    }
+}
+
+/// Whether Cloud Hypervisor can use Landlock here; if not, why. It asks for the third ABI (truncation), which came with
+/// Linux 6.2: on 6.1, `vm.create` fails with "partially incompatible access-rights" (ran).
+fn landlock(modules: &str, release: &str) -> Result<(), &'static str> {
+    if !modules.trim().split(',').any(|name| name == "landlock") {
+        return Err("no Landlock in this kernel");
+    }
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|n| n.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version < (6, 2) {
+        Err("no Landlock: it needs Linux 6.2")
+    } else {
+        Ok(())
     }
 }
 
@@ -272,7 +289,7 @@ mod tests {
         let plain = Launcher {
             binary: "/opt/ch/cloud-hypervisor".into(),
             systemd: false,
-            landlock: true,
+            landlock: Ok(()),
         };
         let mut user = spec();
         user.uid = 70_001;
@@ -280,7 +297,7 @@ mod tests {
         gpu.vfio = vec!["0000:01:00.0".into()];
         let systemd = Launcher {
             systemd: true,
-            landlock: false,
+            landlock: Err("none"),
             ..plain.clone()
         };
         let text = [
@@ -289,6 +306,24 @@ mod tests {
             systemd.command(&gpu, None).join(" "),
         ];
         insta::assert_snapshot!("commands", text.join("\n"));
+    }
+
+    #[test]
+    fn landlock_is_used_where_it_can_be() {
+        for (modules, release, want) in [
+            (
+                "lockdown,capability,landlock,yama",
+                "6.12.9+deb13-cloud-amd64",
+                true,
+            ),
+            ("landlock\n", "6.2.0", true),
+            ("landlock", "7.0", true),
+            ("landlock", "6.1.0-56-cloud-amd64", false),
+            ("lockdown,capability", "6.12.9", false),
+            ("", "", false),
+        ] {
+            assert_eq!(landlock(modules, release).is_ok(), want, "{modules} on {release}");
+        }
     }
 
     #[test]
