@@ -366,7 +366,11 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         app.ctx.facts.ledger.clone(),
         registration_sender,
     ));
-    tasks.spawn(upkeep::heartbeats(ctx.clone(), heartbeat_every));
+    tasks.spawn(upkeep::heartbeats(
+        ctx.clone(),
+        heartbeat_every,
+        app.registration.clone(),
+    ));
     tasks.spawn(upkeep::tidy(ctx, store));
     tasks.spawn(upkeep::watchdog());
     let server = axum::serve(listener, surface::router(app));

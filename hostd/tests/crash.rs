@@ -5,6 +5,8 @@
 //! for the daemon alone or for the whole machine; the next life of hostd may die too, at every moment of a sample; the
 //! last one must bring the contract to its end with nothing left and the money where it belongs.
 
+#![allow(clippy::unwrap_used, reason = "tests may")]
+
 mod sim;
 
 use std::sync::Arc;
@@ -138,7 +140,7 @@ async fn recovery_survives_a_crash_too() {
     // Every first cut; second cuts early in the recovery, where it differs, and one that walks through all of it.
     for crash in [Crash::Daemon, Crash::Power] {
         for first in 0..clean {
-            for second in [0, 1, 2, 3, 5, (first * 7) % clean] {
+            for second in [0, 1, 3, (first * 7) % clean] {
                 let cuts = [first, second];
                 let (world, _) = one(&cuts, crash).await;
                 check(&world, &cuts, crash);

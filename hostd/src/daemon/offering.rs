@@ -104,6 +104,7 @@ pub(super) async fn register(
                 });
             }
             ledger.register_host(&delegation).await?;
+            registration.send_modify(|registration| registration.registered = true);
             match &spec {
                 Ok(spec) => ledger.publish_offering(spec).await.map(Ok),
                 Err(why) => Ok(Err(why.clone())),
@@ -112,10 +113,7 @@ pub(super) async fn register(
         match attempt.await {
             Ok(Ok(id)) => {
                 tracing::info!(offering = id, "host registered, offering published");
-                registration.send_replace(Registration {
-                    offering: Some(id),
-                    trouble: None,
-                });
+                registration.send_modify(|now| (now.offering, now.trouble) = (Some(id), None));
                 return;
             }
             Ok(Err(why)) => {
@@ -123,10 +121,7 @@ pub(super) async fn register(
                     why,
                     "host registered, but there is nothing to offer; contracts here go on"
                 );
-                registration.send_replace(Registration {
-                    offering: None,
-                    trouble: Some(why),
-                });
+                registration.send_modify(|now| now.trouble = Some(why));
                 return;
             }
             Err(error) => {
@@ -134,10 +129,7 @@ pub(super) async fn register(
                 if registration.borrow().trouble.as_ref() != Some(&why) {
                     tracing::warn!(why, "not registered yet; tried again");
                 }
-                registration.send_replace(Registration {
-                    offering: None,
-                    trouble: Some(why),
-                });
+                registration.send_modify(|now| now.trouble = Some(why));
                 let longest = if error.is_transient() { 5 } else { 60 };
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(longest));

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ledger::api::{ContractId, HeartbeatArgs};
+use tokio::sync::watch;
 
 use crate::journal::{JournalError, Quarantined, now_ms};
 use crate::storage::Store;
 use crate::supervisor::Ctx;
+use crate::surface::Registration;
 
 /// Between two looks for unknown objects and unused images.
 const TIDY: Duration = Duration::from_secs(3600);
@@ -33,8 +35,20 @@ pub(super) async fn watchdog() {
 }
 
 /// Signs of life, in a task of their own: no contract's trouble delays them.
-pub(super) async fn heartbeats(ctx: Arc<Ctx>, every: Duration) {
+pub(super) async fn heartbeats(
+    ctx: Arc<Ctx>,
+    every: Duration,
+    mut registration: watch::Receiver<Registration>,
+) {
     let mut silent = false;
+    // The ledger listens to registered hosts only.
+    if registration
+        .wait_for(|registration| registration.registered)
+        .await
+        .is_err()
+    {
+        return;
+    }
     loop {
         let degraded = ctx
             .live()

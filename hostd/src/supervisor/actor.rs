@@ -4,6 +4,7 @@
 //! journal write or one step; a step's line is on disk before the machine changes and again when it is done. Two writes
 //! that follow each other without a change to the machine in between (a step is done, the next one starts) are one.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -97,6 +98,9 @@ pub(super) struct Actor {
     record: Option<Record>,
     /// A step whose start this very process has just written: nothing of it can be on the machine.
     fresh: Option<Step>,
+    /// Steps whose effect this very process has brought about. What others are in the journal may have been undone by a
+    /// reboot since: networks, bound devices and opened disks don't survive one.
+    pub(super) here: BTreeSet<Step>,
     /// The step under way and when it must be done.
     deadline: Option<(Step, Instant)>,
     pause: Duration,
@@ -120,6 +124,7 @@ impl Actor {
             desired,
             record: None,
             fresh: None,
+            here: BTreeSet::new(),
             deadline: None,
             pause,
         }
@@ -383,6 +388,7 @@ impl Actor {
         };
         match outcome {
             Ok(mut changes) => {
+                self.here.insert(step);
                 changes.push(Change::Done(step));
                 if let Some(next) = Self::following(step) {
                     changes.extend(Self::before(next));

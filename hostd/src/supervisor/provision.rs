@@ -193,6 +193,17 @@ impl Actor {
                 }
             }
         }
+        // Done before a restart doesn't mean that it is still there: the machine may have rebooted.
+        for step in [Step::Network, Step::Disk, Step::Gpu] {
+            if !self.here.contains(&step) {
+                match step {
+                    Step::Network => self.network().await?,
+                    Step::Disk => self.disk().await?,
+                    _ => self.gpu().await?,
+                };
+                self.here.insert(step);
+            }
+        }
         let permit = self.interruptible(ctx.launches.acquire()).await?;
         let _permit = permit.map_err(|_| StepError::Transient("hostd is stopping".into()))?;
         make_run_dir(&spec).map_err(|error| {

@@ -50,6 +50,8 @@ use crate::{daemon, doctor};
 /// Whether this host and its offering are known to the ledger.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Registration {
+    /// Whether the ledger knows this host.
+    pub registered: bool,
     /// The offering, once published.
     pub offering: Option<u64>,
     /// Why not yet.

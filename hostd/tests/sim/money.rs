@@ -162,7 +162,10 @@ fn find(state: &mut State, id: ContractId) -> Result<&mut Contract, LedgerError>
 #[async_trait]
 impl LedgerPort for SimLedger {
     async fn info(&self) -> Result<LedgerInfo, LedgerCallError> {
-        unreachable!("the supervisor doesn't ask")
+        Err(LedgerCallError::Unreachable {
+            call: "ledger_info",
+            why: "simulated".into(),
+        })
     }
 
     async fn register_host(&self, _: &HostDelegation) -> Result<(), LedgerCallError> {
