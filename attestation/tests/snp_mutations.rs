@@ -376,6 +376,10 @@ fn m17_m18_a_crl_counts_inside_its_window_and_under_its_own_root() {
             "{row}: but is named"
         );
     }
+    // A host's certificate table may hold the list, too: who brings it doesn't matter, it is signed.
+    let table = ["genoa-v3-msft/vek.der", "ca/genoa/vcek-crl.der"];
+    let brought = judge_by(report("genoa-v3-msft"), &table, &required, AT);
+    assert_eq!(brought.verdict, Verdict::Verified, "{brought}");
     let other = with_crl(&read("ca/milan/vcek-crl.der"), &required, AT);
     assert_eq!(
         (other.verdict, other.reasons()),

@@ -59,7 +59,7 @@ pub struct Authentication {
 }
 
 /// All certificates at hand, sorted by what they can be.
-struct Pool<'a> {
+struct Pool {
     veks: Vec<Cert>,
     intermediates: Vec<Cert>,
     /// Self-signed certificates that somebody supplied; they explain an untrusted root and never make one trusted.
@@ -69,7 +69,6 @@ struct Pool<'a> {
     unreadable: Vec<String>,
     at: u64,
     supplied: bool,
-    endorsements: &'a Endorsements,
 }
 
 /// Judges who signed `report`.
@@ -157,8 +156,8 @@ struct Judged {
     kind: Option<VekKind>,
 }
 
-impl<'a> Pool<'a> {
-    fn gather(certificates: &[Vec<u8>], endorsements: &'a Endorsements, roots: &Roots, at: u64) -> Self {
+impl Pool {
+    fn gather(certificates: &[Vec<u8>], endorsements: &Endorsements, roots: &Roots, at: u64) -> Self {
         let mut pool = Self {
             veks: Vec::new(),
             intermediates: Vec::new(),
@@ -168,7 +167,6 @@ impl<'a> Pool<'a> {
             unreadable: Vec::new(),
             at,
             supplied: false,
-            endorsements,
         };
         let supplied = certificates
             .iter()
@@ -184,7 +182,11 @@ impl<'a> Pool<'a> {
                 Ok(cert) if vek::kind(&cert).is_some() => pool.veks.push(cert),
                 Ok(cert) if cert.issuer == cert.subject => pool.supplied_roots.push(cert),
                 Ok(cert) => pool.intermediates.push(cert),
-                Err(e) => pool.unreadable.push(e.to_string()),
+                // A host's certificate table may hold AMD's CRL too.
+                Err(e) => match Crl::parse(der) {
+                    Ok(crl) => pool.crls.push(crl),
+                    Err(_) => pool.unreadable.push(e.to_string()),
+                },
             }
         }
         pool.supplied = !pool.intermediates.is_empty();
@@ -440,7 +442,7 @@ impl<'a> Pool<'a> {
     /// Looks the intermediate up. A VEK can't be revoked by itself: every VCEK has the serial number 0.
     fn revocation(&self, intermediate: &Cert, root: &Cert) -> Check {
         const ID: &str = "authenticate.revocation";
-        if self.endorsements.crls().next().is_none() {
+        if self.crls.is_empty() {
             return Check::not_checked(ID, "no CRL was given", "");
         }
         let own: Vec<&Crl> = self
