@@ -16,6 +16,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use self::client::{Client, ClientError};
 use crate::config::Config;
+use crate::inventory::Inventory;
 use crate::surface::model::{ContractLine, DrainRequest, EndRequest, Explanation, Status, VmInfo};
 use crate::{daemon, doctor};
 
@@ -354,8 +355,8 @@ async fn ask(client: &Client, verb: Verb, json: bool) -> Result<ExitCode, Failur
             return show_report(&report, json);
         }
         Verb::Inventory => {
-            let inventory: serde_json::Value = client.get("/v1/inventory").await?;
-            show(json, &inventory, render::tree)?;
+            let inventory: Inventory = client.get("/v1/inventory").await?;
+            show(json, &inventory, |inventory| inventory.page(width()))?;
         }
         Verb::SupportBundle { out } => {
             let tar = client.bytes("/v1/support-bundle").await?;

@@ -241,50 +241,6 @@ pub(super) fn explanation(explanation: &Explanation) -> String {
     text
 }
 
-/// JSON as an indented tree without brackets and quotes.
-pub(super) fn tree(value: &serde_json::Value) -> String {
-    fn walk(text: &mut String, value: &serde_json::Value, depth: usize) {
-        use serde_json::Value::{Array, Object, String as Text};
-        let pad = "  ".repeat(depth);
-        let entries: Vec<(String, &serde_json::Value)> = match value {
-            Object(map) => map
-                .iter()
-                .map(|(key, value)| (key.replace('_', " "), value))
-                .collect(),
-            Array(list) => list.iter().map(|value| ("-".to_owned(), value)).collect(),
-            _ => return,
-        };
-        for (key, value) in entries {
-            match value {
-                Object(map) if !map.is_empty() => {
-                    let _ = writeln!(text, "{pad}{key}");
-                    walk(text, value, depth + 1);
-                }
-                Array(list) if list.iter().any(|v| v.is_object() || v.is_array()) => {
-                    let _ = writeln!(text, "{pad}{key}");
-                    walk(text, value, depth + 1);
-                }
-                Array(list) => {
-                    let words: Vec<_> = list
-                        .iter()
-                        .map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
-                        .collect();
-                    let _ = writeln!(text, "{pad}{key}: {}", words.join(" "));
-                }
-                Text(word) => {
-                    let _ = writeln!(text, "{pad}{key}: {word}");
-                }
-                other => {
-                    let _ = writeln!(text, "{pad}{key}: {other}");
-                }
-            }
-        }
-    }
-    let mut text = String::new();
-    walk(&mut text, value, 0);
-    text
-}
-
 /// A guest's bytes without anything that a terminal would obey: line feeds, tabs and text stay.
 pub(super) fn harmless(bytes: &[u8]) -> Vec<u8> {
     bytes

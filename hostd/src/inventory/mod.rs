@@ -12,6 +12,7 @@
 mod confidential;
 mod cpu;
 mod gpu;
+mod page;
 mod pci;
 mod storage;
 #[cfg(test)]

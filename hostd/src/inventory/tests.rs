@@ -250,6 +250,22 @@ fn every_known_machine_has_the_inventory_that_its_golden_file_shows() {
 }
 
 #[test]
+fn every_known_machine_fits_a_short_page() {
+    let pages = [
+        genoa().take(),
+        tdx_host().take(),
+        software_virtualized_vm().take(),
+        Machine::new(&[]).take(),
+    ]
+    .map(|inventory| inventory.page(100));
+    insta::assert_snapshot!("pages", pages.join("\n"));
+    insta::assert_snapshot!(
+        "page_with_gpus",
+        take_with(gpu_host().0.path(), nvml_of_the_gpu_host).page(80)
+    );
+}
+
+#[test]
 fn an_empty_folder_is_a_machine_of_which_nothing_is_known() {
     let inventory = Machine::new(&[]).take();
     assert!(
