@@ -278,6 +278,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let _lock = lock(&config.host.state_dir)?;
     let journal = Journal::open_with(&config.host.state_dir.join("journal.db"), probe())?;
     let inventory = inventory::take(Path::new("/"));
+    warn_of_own_mounts();
     let (client, principal) = connect(&config)?;
     let delegation = delegation(&config, &principal)?;
     let store = Store::open(config.storage.clone()).map_err(|e| DaemonError::Storage(chain(&e)))?;
@@ -340,7 +341,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         metrics: Metrics::default(),
         heartbeat_now: Notify::new(),
     });
-    let spec = offering_spec(&config, &ctx);
+    let spec = offering_spec(&config, &ctx, &inventory);
     let (registration_sender, registration) = watch::channel(Registration::default());
     let (handle, supervisor) = supervise(ctx.clone());
     let listener = surface::listen(&config.host.socket(), config.host.socket_group.as_deref());
@@ -392,6 +393,21 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         Err(error) => tracing::error!(error = chain(error), "hostd stops; VMs run on"),
     }
     result
+}
+
+/// Named network namespaces are bind mounts. In a mount namespace of our own they would go with this process, and the next
+/// hostd would not find the networks of running VMs.
+fn warn_of_own_mounts() {
+    let of = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
+    if let (Some(ours), Some(first)) = (of("self"), of("1"))
+        && ours != first
+    {
+        tracing::warn!(
+            "hostd runs in a mount namespace of its own: tenants' networks will not survive its restart. Take options \
+             such as PrivateTmp and ProtectSystem out of its unit; in a network namespace start it with `nsenter --net`, \
+             not with `ip netns exec`"
+        );
+    }
 }
 
 /// What the doctor needs beside what it finds out by itself.

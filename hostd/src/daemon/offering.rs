@@ -7,13 +7,14 @@ use ledger::api::{self, AtRest, Grade, HostDelegation, OfferingSpec, PriceList, 
 use tokio::sync::watch;
 
 use crate::config::Config;
+use crate::inventory::Inventory;
 use crate::ports::{LedgerCallError, LedgerPort};
 use crate::supervisor::Ctx;
 use crate::supervisor::spec::kind_name;
 use crate::surface::Registration;
 
 /// What this host sells, or why it can't sell what the config names.
-pub fn offering_spec(config: &Config, ctx: &Ctx) -> Result<OfferingSpec, String> {
+pub fn offering_spec(config: &Config, ctx: &Ctx, inventory: &Inventory) -> Result<OfferingSpec, String> {
     let all = [VmKind::Plain, VmKind::SevSnp, VmKind::Tdx];
     let kinds: Vec<VmKind> = match &config.offering.kinds {
         Some(named) => named.iter().map(|kind| VmKind::from(*kind)).collect(),
@@ -44,6 +45,15 @@ pub fn offering_spec(config: &Config, ctx: &Ctx) -> Result<OfferingSpec, String>
     let confidential = kinds.iter().any(|kind| *kind != VmKind::Plain);
     let offering = &config.offering;
     let quota = |limit: Option<u64>| limit.map_or(Quota::Unlimited, Quota::Limited);
+    // One model is sold; a mixed machine sells its first.
+    let gpu_model = inventory
+        .gpus
+        .iter()
+        .filter(|gpu| gpu.is_compute())
+        .find_map(|gpu| {
+            let name = gpu.name.known().cloned();
+            name.or_else(|| gpu.vendor_name.clone())
+        });
     let gpus = u32::try_from(ctx.capacity.gpus.len()).unwrap_or(u32::MAX);
     Ok(OfferingSpec {
         title: offering.title.clone(),
@@ -57,7 +67,7 @@ pub fn offering_spec(config: &Config, ctx: &Ctx) -> Result<OfferingSpec, String>
         },
         storage_per_vm: quota(offering.storage_per_vm_gib),
         bandwidth_mbps: quota(offering.bandwidth_mbps),
-        gpu_model: (gpus > 0).then(|| "NVIDIA".to_owned()),
+        gpu_model: gpu_model.filter(|_| gpus > 0),
         at_rest: if ctx.facts.no_encryption.is_none() {
             AtRest::Encrypted
         } else {

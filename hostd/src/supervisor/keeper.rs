@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use netns::TenantId;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::spec::HostFacts;
 use crate::journal::{Journal, JournalError};
@@ -16,6 +16,9 @@ use crate::ports::{Look, NetError, NetPort};
 
 /// Requests that wait for the next pass. Each actor has at most one under way.
 const QUEUE: usize = 256;
+
+/// How soon a pass that failed is tried again although nobody asks.
+const AFTER_TROUBLE: Duration = Duration::from_secs(10);
 
 struct Ask {
     tenant: TenantId,
@@ -26,6 +29,8 @@ struct Ask {
 #[derive(Clone)]
 pub struct NetKeeper {
     asks: mpsc::Sender<Ask>,
+    /// Why the last pass did not bring the networks to what the journal says.
+    pub trouble: watch::Receiver<Option<String>>,
 }
 
 impl NetKeeper {
@@ -37,7 +42,11 @@ impl NetKeeper {
         every: Duration,
     ) -> (Self, impl Future<Output = ()> + Send) {
         let (asks, queue) = mpsc::channel(QUEUE);
-        (Self { asks }, run(journal, net, facts, every, queue))
+        let (sender, trouble) = watch::channel(None);
+        (
+            Self { asks, trouble },
+            run(journal, net, facts, every, queue, sender),
+        )
     }
 
     /// Returns when the machine's network is as the journal said at the time of the call, as far as it concerns the tenant.
@@ -58,6 +67,7 @@ async fn run(
     facts: Arc<HostFacts>,
     every: Duration,
     mut queue: mpsc::Receiver<Ask>,
+    trouble: watch::Sender<Option<String>>,
 ) {
     let mut look = Look::All; // first of all: what a crash or a reboot left
     let mut asks: Vec<Ask> = Vec::new();
@@ -70,6 +80,7 @@ async fn run(
         if let Err(error) = &result {
             tracing::warn!(%error, "tenant networks aren't as desired");
         }
+        trouble.send_replace(result.as_ref().err().map(ToString::to_string));
         // After any trouble the next pass looks at everything.
         look = if result.is_ok() { Look::Changes } else { Look::All };
         for ask in asks.drain(..) {
@@ -78,7 +89,12 @@ async fn run(
                 .answer
                 .send(affected.map_or(Ok(()), |error| Err(error.clone()))); // it may have given up
         }
-        match tokio::time::timeout(every, queue.recv()).await {
+        let pause = if result.is_ok() {
+            every
+        } else {
+            every.min(AFTER_TROUBLE)
+        };
+        match tokio::time::timeout(pause, queue.recv()).await {
             Ok(Some(ask)) => asks.push(ask),
             Ok(None) => return,
             Err(_) => look = Look::All, // time for a look at everything

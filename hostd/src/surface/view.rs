@@ -110,6 +110,9 @@ impl App {
         if draining {
             not_ready.push("an operator drains the host".into());
         }
+        if let Some(trouble) = self.ctx.net.trouble.borrow().as_ref() {
+            not_ready.push(trouble.clone());
+        }
         let kinds_served = self
             .ctx
             .support
