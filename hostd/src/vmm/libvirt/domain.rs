@@ -46,6 +46,8 @@ pub(super) struct Place<'a> {
     pub tap: &'a str,
     /// Whether the files of the disks can be read past the page cache; one for each disk.
     pub direct_io: &'a [bool],
+    /// Whether this QEMU translates `cmpxchg16b` rightly.
+    pub cx16: bool,
 }
 
 /// The domain's name: short enough for people, and found again after a restart.
@@ -200,7 +202,7 @@ pub(super) fn render(config: &LibvirtConfig, spec: &VmSpec, place: &Place<'_>) -
         &format!("<vcpu placement='static'>{}</vcpu>", spec.vcpus),
     );
     boot(&mut xml, spec);
-    cpu(&mut xml, spec, place.accel);
+    cpu(&mut xml, spec, place);
     line(&mut xml, 1, "<clock offset='utc'/>");
     for event in ["on_poweroff", "on_crash"] {
         element(&mut xml, 1, event, "destroy");
@@ -267,7 +269,8 @@ fn boot(xml: &mut String, spec: &VmSpec) {
     line(xml, 1, "</os>");
 }
 
-fn cpu(xml: &mut String, spec: &VmSpec, accel: Accel) {
+fn cpu(xml: &mut String, spec: &VmSpec, place: &Place<'_>) {
+    let accel = place.accel;
     line(xml, 1, "<features>");
     line(xml, 2, "<acpi/>");
     line(xml, 2, "<apic/>");
@@ -284,12 +287,15 @@ fn cpu(xml: &mut String, spec: &VmSpec, accel: Accel) {
         // SNP's model comes with QEMU's own arguments: libvirt 9.0 would rewrite it.
         (VmKind::SevSnp, _) => {}
         (VmKind::Tdx, _) | (_, Accel::Kvm) => line(xml, 1, "<cpu mode='host-passthrough' migratable='off'/>"),
-        // Five-level page tables only cost time where each walk is emulated.
-        (_, Accel::Tcg) => line(
-            xml,
-            1,
-            "<cpu mode='maximum'><feature policy='disable' name='la57'/></cpu>",
-        ),
+        (_, Accel::Tcg) => {
+            line(xml, 1, "<cpu mode='maximum'>");
+            // Five-level page tables only cost time where each walk is emulated.
+            line(xml, 2, "<feature policy='disable' name='la57'/>");
+            if !place.cx16 {
+                line(xml, 2, "<feature policy='disable' name='cx16'/>");
+            }
+            line(xml, 1, "</cpu>");
+        }
     }
 }
 
@@ -459,6 +465,7 @@ mod tests {
                 accel,
                 tap: "dct0003",
                 direct_io: &direct_io,
+                cx16: false,
             },
         )
     }

@@ -246,6 +246,7 @@ mod tests {
                 accel: Accel::Tcg,
                 tap: "t0",
                 direct_io: &[],
+                cx16: true,
             },
         )
         .replace(">1024</memory>", ">1048576</memory>")
