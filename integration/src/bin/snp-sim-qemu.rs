@@ -102,10 +102,16 @@ fn port(guest_end: &OwnedFd) -> [String; 4] {
         "-chardev".to_owned(),
         format!("socket,id=snpsim,fd={}", guest_end.as_raw_fd()),
         "-device".to_owned(),
-        format!(
-            "virtserialport,bus=virtio-serial0.0,nr=2,chardev=snpsim,id=snpsim0,name={}",
-            attestation::agent::SIMULATOR_PORT
-        ),
+        // As JSON, since QEMU makes devices given otherwise before libvirt's controller is there.
+        serde_json::json!({
+            "driver": "virtserialport",
+            "bus": "virtio-serial0.0",
+            "nr": 2,
+            "chardev": "snpsim",
+            "id": "snpsim0",
+            "name": attestation::agent::SIMULATOR_PORT,
+        })
+        .to_string(),
     ]
 }
 

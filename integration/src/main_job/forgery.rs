@@ -243,15 +243,15 @@ impl Job {
                 .for_each(|reason| self.report.say(&format!("  - {reason}")));
         }
         ensure!(
-            refused.other_image.iter().any(|r| r.contains("measurement")),
+            refused
+                .other_image
+                .iter()
+                .any(|r| r.starts_with("MeasurementMismatch")),
             "the measurement isn't among the reasons: {refused:?}"
         );
         ensure!(
-            refused
-                .replay
-                .iter()
-                .any(|r| r.contains("report_data") || r.contains("report-data")),
-            "{refused:?}"
+            refused.replay.iter().any(|r| r.starts_with("ReportDataMismatch")),
+            "the replay's report data isn't among the reasons: {refused:?}"
         );
         let after = self.contract(ledger, &id)?;
         ensure!(

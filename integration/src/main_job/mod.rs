@@ -168,10 +168,8 @@ impl Job {
 fn save_logs(from: &Path, to: &Path) -> Result<()> {
     std::fs::create_dir_all(to)?;
     for entry in walk(from)? {
-        if entry
-            .extension()
-            .is_some_and(|e| e == "log" || e == "toml" || e == "xml")
-        {
+        let wanted = entry.extension().is_some_and(|e| e == "log" || e == "toml");
+        if wanted && entry.file_stem().is_none_or(|stem| stem != "secret") {
             let name = entry.strip_prefix(from)?.to_string_lossy().replace('/', "_");
             std::fs::copy(&entry, to.join(name))?;
         }

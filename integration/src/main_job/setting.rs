@@ -302,9 +302,7 @@ http_port = 80
 
 [storage]
 dir = "{dir}/storage"
-allow_url_schemes = ["file"]
-default_disk_gib = 1
-reserve_gib = 1
+allow_schemes = ["file"]
 
 [vmm]
 prefer = ["cloud-hypervisor", "libvirt"]
