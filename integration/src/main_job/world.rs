@@ -110,12 +110,12 @@ impl World {
         }
     }
 
-    /// A command that will run in `place`.
+    /// A command that will run in `place`. Not by `ip netns exec`: that gives a mount namespace of its own, and the
+    /// namespaces that hostd makes would end with it.
     pub fn command(&self, place: Place, program: impl AsRef<Path>) -> Command {
-        let mut command = Command::new("ip");
-        command
-            .args(["netns", "exec", &self.netns(place)])
-            .arg(program.as_ref());
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.netns(place)));
+        command.arg("--").arg(program.as_ref());
         command.stdin(Stdio::null()).current_dir(&self.dir);
         command
     }
@@ -235,8 +235,8 @@ pub fn words(command: &Command) -> String {
         .chain(command.get_args())
         .map(|word| word.to_string_lossy().into_owned())
         .collect();
-    if words.len() > 4 && words[..3] == ["ip", "netns", "exec"] {
-        words.drain(..4);
+    if words.len() > 3 && words[0] == "nsenter" {
+        words.drain(..3);
     }
     if let Some(name) = Path::new(&words[0]).file_name() {
         words[0] = name.to_string_lossy().into_owned();
