@@ -56,10 +56,10 @@ lint: setup ## rustfmt and clippy
 	$(CARGO) clippy --workspace --all-targets --features $(FEATURES) --quiet -- -D warnings
 
 unit: build ## all tests but the main job
-	$(CARGO) nextest run --workspace --features $(FEATURES) -E 'not binary(main_job)'
+	$(CARGO) nextest run --workspace --features $(FEATURES) -E 'not binary(/^main_job$$/)'
 
 main-job: image ## the main job as a test
-	DC_TENANT_IMAGE=$(TENANT_IMAGE) $(CARGO) nextest run -p integration --features $(FEATURES) -E 'binary(main_job)' --no-capture
+	DC_TENANT_IMAGE=$(TENANT_IMAGE) $(CARGO) nextest run -p integration --features $(FEATURES) -E 'binary(/^main_job$$/)' --no-capture
 
 test: lint image ## everything: lint, all tests, the main job
 	DC_TENANT_IMAGE=$(TENANT_IMAGE) $(CARGO) nextest run --workspace --features $(FEATURES)
