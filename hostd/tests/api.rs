@@ -93,6 +93,19 @@ async fn the_command_line_shows_and_ends_contracts_over_the_socket_alone() {
         "{people}"
     );
 
+    // A console is followed until its VM ends; here only what is there already.
+    let record = life.journal.record(id(1)).await.unwrap().unwrap();
+    let run_dir = record.spec.unwrap().run_dir;
+    std::fs::write(run_dir.join("console.log"), b"booting\nlogin: ").unwrap();
+    assert_eq!(
+        text(&hostd(&socket, &["console", "0101"]).await),
+        "booting\nlogin: "
+    );
+    assert_eq!(
+        text(&hostd(&socket, &["console", "0101", "--tail", "7"]).await),
+        "login: "
+    );
+
     let bundle = world.dir.path().join("bundle.tar");
     assert!(
         hostd(&socket, &["support-bundle", "--out", bundle.to_str().unwrap()])

@@ -465,3 +465,27 @@ async fn the_journal_keeps_what_it_was_told_and_refuses_what_makes_no_sense() {
     let journal = hostd::journal::Journal::open(&path).unwrap();
     assert_eq!(journal.record(id(1)).await.unwrap().unwrap(), record);
 }
+
+#[tokio::test]
+async fn a_journal_of_a_newer_hostd_is_refused_and_left_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal.db");
+    drop(hostd::journal::Journal::open(&path).unwrap());
+    rusqlite::Connection::open(&path)
+        .unwrap()
+        .pragma_update(None, "user_version", 99)
+        .unwrap();
+    let error = hostd::journal::Journal::open(&path)
+        .err()
+        .expect("it can't be read")
+        .to_string();
+    assert!(
+        error.contains("schema 99") && error.contains("run the hostd that wrote it"),
+        "{error}"
+    );
+    let version: i64 = rusqlite::Connection::open(&path)
+        .unwrap()
+        .query_row("PRAGMA user_version", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(version, 99);
+}
