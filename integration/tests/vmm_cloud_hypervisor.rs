@@ -47,6 +47,21 @@ impl Stage {
         self.dir.path().join(name)
     }
 
+    /// A contract of this stage alone: cgroups are named after it, and tests run at the same time.
+    fn id(&self, number: u8) -> ContractId {
+        let name = self
+            .dir
+            .path()
+            .file_name()
+            .unwrap()
+            .as_encoded_bytes()
+            .iter()
+            .rev();
+        let mut id = [number; 32];
+        id.iter_mut().skip(1).zip(name).for_each(|(to, from)| *to = *from);
+        ContractId::from_slice(&id).unwrap()
+    }
+
     fn spec(&self, number: u8, cmdline: &str) -> VmSpec {
         let run_dir = self.path(&format!("vm{number}"));
         fs::create_dir_all(&run_dir).unwrap();
@@ -59,7 +74,7 @@ impl Stage {
             File::create(file).unwrap().set_len(1 << 20).unwrap();
         }
         VmSpec {
-            id: ContractId::from_slice(&[number; 32]).unwrap(),
+            id: self.id(number),
             kind: VmKind::Plain,
             vcpus: 1,
             memory_mib: 256,
@@ -169,6 +184,14 @@ fn assert_gone(spec: &VmSpec) {
     }
     for name in ["api.sock", "api.sock.lock", "agent.sock"] {
         assert!(!spec.run_dir.join(name).exists(), "{name} is left");
+    }
+    let unit = format!("dc-vm-{}", hex::encode(&spec.id.0[..8]));
+    for root in ["", "cpu", "memory", "pids"] {
+        let cgroup = PathBuf::from("/sys/fs/cgroup")
+            .join(root)
+            .join("decent-cloud")
+            .join(&unit);
+        assert!(!cgroup.exists(), "{} is left", cgroup.display());
     }
 }
 

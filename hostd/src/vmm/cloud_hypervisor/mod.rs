@@ -252,7 +252,7 @@ impl CloudHypervisor {
 
     async fn kill_and_clean(&self, spec: &VmSpec, process: &VmmProcess) -> Result<(), VmmError> {
         machine::kill(process, KILL).await?;
-        process::clean(spec)
+        process::clean(spec).await
     }
 
     /// Presses the button and waits for the process to end by itself.
@@ -321,7 +321,7 @@ impl Vmm for CloudHypervisor {
             }
         }
         process::refuse_locked_disks(spec)?;
-        process::clean(spec)?;
+        process::clean(spec).await?;
         process::give_files(spec)?;
         let pid = self.launcher.spawn(spec)?;
         let control = process::control(spec);
@@ -386,7 +386,7 @@ impl Vmm for CloudHypervisor {
             }
             machine::kill(&process, KILL).await?;
         }
-        process::clean(spec)
+        process::clean(spec).await
     }
 
     async fn counters(&self, spec: &VmSpec, process: &VmmProcess) -> Result<VmCounters, VmmError> {

@@ -18,6 +18,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
 
@@ -25,6 +26,8 @@ use crate::vmm::{Access, VmSpec, VmmError, VmmProcess, machine};
 
 /// Threads of a VMM: vCPUs, device queues, io_uring workers. Only against a runaway.
 const TASKS_MAX: u32 = 4096;
+/// How long the last threads of a killed VMM may take to go.
+const THREADS_END: Duration = Duration::from_secs(2);
 
 /// How processes are started here.
 #[derive(Clone, Debug)]
@@ -235,19 +238,31 @@ pub(super) fn control(spec: &VmSpec) -> String {
 }
 
 /// Removes what a dead VMM leaves: sockets, its socket's lock file, its cgroups.
-pub(super) fn clean(spec: &VmSpec) -> Result<(), VmmError> {
+pub(super) async fn clean(spec: &VmSpec) -> Result<(), VmmError> {
     for name in [super::API_SOCKET, super::API_LOCK, super::VSOCK_SOCKET] {
         machine::remove_file(&spec.run_dir.join(name))?;
     }
     for dir in cgroup_folders(&unit(spec)) {
-        // Busy for a moment after the last process ended; an empty cgroup costs nothing and is removed next time.
-        if let Err(error) = fs::remove_dir(&dir)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::debug!(cgroup = %dir.display(), %error, "cannot remove a cgroup yet");
-        }
+        remove_cgroup(&dir).await;
     }
     Ok(())
+}
+
+/// A process counts as ended when its first thread has; the others follow within milliseconds and keep the cgroup (and
+/// the disks' locks) until then.
+async fn remove_cgroup(dir: &Path) {
+    let begun = Instant::now();
+    while let Err(error) = fs::remove_dir(dir) {
+        if error.kind() == io::ErrorKind::NotFound {
+            return;
+        }
+        if begun.elapsed() > THREADS_END {
+            // An empty cgroup costs nothing, and the next clean-up tries again.
+            tracing::warn!(cgroup = %dir.display(), %error, "cannot remove a cgroup");
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// cgroup v2 is mounted on `/sys/fs/cgroup` itself, v1 has a folder per controller there.
