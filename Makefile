@@ -62,7 +62,7 @@ main-job: image ## the main job as a test
 	DC_TENANT_IMAGE=$(TENANT_IMAGE) $(CARGO) nextest run -p integration --features $(FEATURES) -E 'binary(/^main_job$$/)' --no-capture
 
 test: lint image ## everything: lint, all tests, the main job
-	DC_TENANT_IMAGE=$(TENANT_IMAGE) $(CARGO) nextest run --workspace --features $(FEATURES)
+	DC_TENANT_IMAGE=$(TENANT_IMAGE) $(CARGO) nextest run --workspace --features $(FEATURES) --no-fail-fast
 
 bench: image ## measure, and print the table
 	$(CARGO) run -p integration --release --features $(FEATURES) --bin bench -- --image $(TENANT_IMAGE)

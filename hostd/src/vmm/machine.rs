@@ -74,6 +74,18 @@ pub(crate) fn is_alive(known: &VmmProcess) -> bool {
         && process::start_time(known.pid) == Some(known.start_time)
 }
 
+/// Whether the process is gone now or within that time.
+pub(crate) async fn ends_within(known: &VmmProcess, within: Duration) -> bool {
+    let begun = Instant::now();
+    while is_alive(known) {
+        if begun.elapsed() > within {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    true
+}
+
 /// Ends exactly this process and waits until it is gone. The pidfd is taken before the identity is compared, so a pid
 /// that was reused in between is never hit.
 pub(crate) async fn kill(known: &VmmProcess, within: Duration) -> Result<(), VmmError> {
@@ -101,17 +113,14 @@ pub(crate) async fn kill(known: &VmmProcess, within: Duration) -> Result<(), Vmm
         Ok(()) | Err(rustix::io::Errno::SRCH) => {}
         Err(error) => return Err(os("end")(error)),
     }
-    let begun = Instant::now();
-    while is_alive(known) {
-        if begun.elapsed() > within {
-            return Err(VmmError::Timeout {
-                call: "the end of the VMM",
-                after: within,
-            });
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+    if ends_within(known, within).await {
+        Ok(())
+    } else {
+        Err(VmmError::Timeout {
+            call: "the end of the VMM",
+            after: within,
+        })
     }
-    Ok(())
 }
 
 /// CPU time (µs) and resident memory (bytes) of a process.

@@ -60,6 +60,8 @@ const GOODBYE: Duration = Duration::from_secs(2);
 const PRESS_AGAIN: Duration = Duration::from_secs(5);
 /// How often the end of a process is looked for: with its pidfd hostd itself notices at once.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// From the broken connection of a dying VMM to its end.
+const LAST_BREATH: Duration = Duration::from_millis(200);
 /// SIGKILL of a VMM with much memory to give back.
 const KILL: Duration = Duration::from_secs(60);
 /// Older ones have a backing-file hole (until 51), a use-after-free in virtio-block (until 52), no `reserve`, and lose
@@ -331,10 +333,15 @@ impl Vmm for CloudHypervisor {
         match self.configure_and_boot(spec, &process, taps).await {
             Ok(()) => Ok(process),
             Err(error) => {
-                let error = if machine::is_alive(&process) {
-                    error
-                } else {
-                    self.died(spec)
+                let error = match error {
+                    // A dying process closes its sockets a moment before it is gone.
+                    VmmError::Refused { .. } | VmmError::Unreachable { .. }
+                        if machine::ends_within(&process, LAST_BREATH).await =>
+                    {
+                        self.died(spec)
+                    }
+                    error if machine::is_alive(&process) => error,
+                    _ => self.died(spec),
                 };
                 if let Err(kill) = self.kill_and_clean(spec, &process).await {
                     tracing::warn!(contract = %spec.id, %kill, "cannot remove a VMM whose launch failed; stop will");
