@@ -158,11 +158,8 @@ fn the_same_transfer_within_the_window_is_a_duplicate() {
         subaccount: Some([0; 32]),
         ..to
     };
-    assert_eq!(
-        send(&mut world, args(zero)),
-        duplicate,
-        "the same account written otherwise"
-    );
+    send(&mut world, args(zero))
+        .expect("the same account written otherwise is another transfer (icrc1-test-runner)");
     let memo = TransferArg {
         memo: Some(Memo::from(1)),
         ..args(to)
