@@ -9,7 +9,8 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 # Images and their caches.
 BUILD ?= $(CURDIR)/build
 # System libraries that hostd can use: on in the image and here, off in a bare `cargo build`.
-FEATURES := hostd/libvirt,hostd/nvml
+# The third lets tests kill hostd at a journal write (HOSTD_DIE_AT_WRITE); images are built without it.
+FEATURES := hostd/libvirt,hostd/nvml,hostd/fault-injection
 BIN := $(CARGO_TARGET_DIR)/debug
 AGENT := $(CARGO_TARGET_DIR)/x86_64-unknown-linux-gnu/guest/attest
 TENANT_IMAGE := $(BUILD)/tenant

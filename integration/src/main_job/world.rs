@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -148,15 +148,33 @@ impl World {
 
     /// Kills one program the hard way and forgets it.
     pub fn kill(&mut self, name: &str) -> Result<()> {
-        let at = self
-            .daemons
-            .iter()
-            .position(|d| d.name == name)
-            .with_context(|| format!("{name} doesn't run"))?;
+        let at = self.position(name)?;
         let mut daemon = self.daemons.remove(at);
         daemon.child.kill()?;
         daemon.child.wait()?;
         Ok(())
+    }
+
+    /// How a program ended, if it did; it is forgotten then and may be started again.
+    pub fn ended(&mut self, name: &str) -> Result<Option<ExitStatus>> {
+        let at = self.position(name)?;
+        let status = self.daemons[at].child.try_wait()?;
+        if status.is_some() {
+            self.daemons.remove(at);
+        }
+        Ok(status)
+    }
+
+    /// The process id of a program (`nsenter` has become it).
+    pub fn pid(&self, name: &str) -> Result<u32> {
+        Ok(self.daemons[self.position(name)?].child.id())
+    }
+
+    fn position(&self, name: &str) -> Result<usize> {
+        self.daemons
+            .iter()
+            .position(|d| d.name == name)
+            .with_context(|| format!("{name} doesn't run"))
     }
 
     /// The end of a program's log, for an error message.
