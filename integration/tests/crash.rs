@@ -115,6 +115,7 @@ fn check(fleet: &Fleet, contract: &Contract, balance_before: u64) -> Result<()> 
 /// Every N from 1 until hostd outlives a whole life; odd ones before the commit, even ones after it when `odd_before`,
 /// the other way round when not, so that two rounds cover both moments of every write.
 fn every_write(fleet: &mut Fleet, times: u32, odd_before: bool) -> Result<u32> {
+    let mut all_deaths = 0;
     for write in 1..=WRITES_MAX {
         let before = (write % 2 == 1) == odd_before;
         let balance = fleet.balance()?;
@@ -122,7 +123,12 @@ fn every_write(fleet: &mut Fleet, times: u32, odd_before: bool) -> Result<u32> {
         let step = || format!("{die_at:?}, up to {times} deaths");
         let (deaths, contract) = life(fleet, die_at, times).with_context(step)?;
         check(fleet, &contract, balance).with_context(step)?;
+        all_deaths += deaths;
         if deaths == 0 {
+            println!(
+                "up to {times} death(s) at each of {} writes: {all_deaths} deaths",
+                write - 1
+            );
             return Ok(write - 1);
         }
     }
@@ -139,10 +145,7 @@ fn hostd_may_die_at_every_write_of_its_journal_once_or_twice_and_nothing_is_lost
         let result = every_write(&mut fleet, times, odd_before)
             .with_context(|| format!("hostd's log ends:\n{}", fleet.world.log_tail("hostd", 30)));
         let writes = result.unwrap();
-        println!(
-            "{writes} writes, {times} death(s) each: {:.1} s",
-            started.elapsed().as_secs_f32()
-        );
+        println!("… in {:.1} s", started.elapsed().as_secs_f32());
         assert!(
             writes >= WRITES_MIN,
             "hostd died at {writes} writes only: it is built without `fault-injection`; run `make test`"
@@ -159,6 +162,11 @@ fn ten_vms_rented_at_once_outlive_their_hostd_and_leave_nothing() {
     fleet.wait_active(&ids, Duration::from_secs(60)).unwrap();
     let vmms = fleet.vmms().unwrap();
     assert_eq!(vmms.len(), 10);
+    let there = fleet.leftovers().unwrap();
+    for kind in ["VMM ", "namespace ", "link ", "rule ", "file "] {
+        let found = there.iter().filter(|what| what.starts_with(kind)).count();
+        assert!(found > 0, "no {kind}is seen while ten VMs run: {there:?}");
+    }
     assert!(fleet.metrics().unwrap().contains("hostd_contracts"));
     println!("hostd with ten VMs: {} KiB", fleet.hostd_rss_kib().unwrap());
     fleet.kill_hostd().unwrap();
