@@ -10,7 +10,7 @@
 //! let mut fleet = Fleet::start(&Options::new("dcfl", "target/debug".into()))?; // ledger, developer, image; no hostd yet
 //! fleet.start_hostd(None)?;
 //! fleet.wait_offering(Duration::from_secs(30))?;
-//! let ids = fleet.rent(100)?; // at once
+//! let ids = fleet.rent(10)?; // at once; for many more see `Options::storage_gib`
 //! fleet.wait_active(&ids, Duration::from_secs(120))?;
 //! println!("{} KiB, {}", fleet.hostd_rss_kib()?, fleet.metrics()?);
 //! fleet.kill_hostd()?;
@@ -59,6 +59,10 @@ pub struct Options {
     pub programs: PathBuf,
     /// The ledger's clock runs so many times as fast as the wall clock.
     pub clock_rate: u32,
+    /// GiB of the file system for disks: an ext4 in a sparse file. Disks are reserved there as they are on a real host, and
+    /// since nobody writes to them, it takes a few MiB. `None`: the file system that the temporary folder is on, of whose
+    /// free space hostd promises as much as there is.
+    pub storage_gib: Option<u32>,
     /// Whether hostd runs a HAProxy for names of VMs.
     pub ingress: bool,
     /// Words for the guests' kernel command line, e.g. `fake.boot=300ms` (table in [`crate::fake_ch`]).
@@ -74,6 +78,7 @@ impl Options {
             prefix: prefix.to_owned(),
             programs,
             clock_rate: 1,
+            storage_gib: None,
             ingress: false,
             cmdline: "console=hvc0".to_owned(),
             more_config: String::new(),
@@ -125,6 +130,9 @@ impl Fleet {
         })?;
         fs::write(world.path("delegation"), candid::encode_one(&delegation)?)?;
         let image = write_image(&world, &options.cmdline)?;
+        if let Some(gib) = options.storage_gib {
+            make_storage(&world, gib)?;
+        }
         let config = write_config(&world, options, &client)?;
         let netns = Path::new("/run/netns").join(world.netns(Place::Internet));
         let developer = Developer::start(&netns, client.with_key(developer))?;
@@ -472,6 +480,26 @@ fn write_image(world: &World, cmdline: &str) -> Result<ImageRef> {
         manifest: Bytes(Sha256::digest(&manifest).into()),
         url: format!("file://{}", path.display()),
     })
+}
+
+/// The world unmounts what is mounted in its folder, and the loop device ends with the mount.
+fn make_storage(world: &World, gib: u32) -> Result<()> {
+    let (file, dir) = (world.path("storage.img"), world.path("storage"));
+    fs::create_dir_all(&dir)?;
+    fs::File::create(&file)?.set_len(u64::from(gib) << 30)?;
+    world::run(
+        Command::new("mkfs.ext4")
+            .args(["-q", "-F", "-m", "0", "-O", "^has_journal"])
+            .args(["-E", "lazy_itable_init=1,nodiscard"])
+            .arg(&file),
+    )?;
+    world::run(
+        Command::new("mount")
+            .args(["-o", "loop,noinit_itable"])
+            .arg(&file)
+            .arg(&dir),
+    )?;
+    Ok(())
 }
 
 fn write_config(world: &World, options: &Options, client: &ClientFile) -> Result<PathBuf> {
