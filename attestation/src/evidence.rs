@@ -7,7 +7,8 @@
 //! evidence   = { 0: 1 (version), 1: cpu, 2: keys }
 //! cpu        = [0]                                   nothing but the host's word
 //!            / [1, report: bytes, [* certificate: bytes (DER)]]       AMD SEV-SNP
-//! keys       = { ? 0: "ssh-ed25519 AAAA…", ? 1: TLS SubjectPublicKeyInfo (DER), ? 2: WireGuard key (32 bytes) }
+//! keys       = { ? 0: "ssh-ed25519 AAAA…", ? 1: TLS SubjectPublicKeyInfo (DER), ? 2: WireGuard key (32 bytes),
+//!                ? 3: digest of the tenant's settings (32 bytes) }
 //! ```
 //!
 //! Nothing here says that evidence is true: that is [`crate::verify()`]'s.
@@ -36,7 +37,8 @@ const VERSION: u8 = 1;
 pub struct Evidence {
     /// What its CPU says.
     pub cpu: CpuEvidence,
-    /// The public keys that the VM made for itself. `REPORT_DATA` binds them (see [`crate::Binding`]).
+    /// The public keys that the VM made for itself, and the settings that it applied. `REPORT_DATA` binds them (see
+    /// [`crate::Binding`]).
     pub guest_keys: GuestKeys,
 }
 
@@ -54,7 +56,7 @@ pub enum CpuEvidence {
     None,
 }
 
-/// The public keys of a VM.
+/// The public keys of a VM, and the settings that it applied.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GuestKeys {
     /// SSH host key.
@@ -63,6 +65,8 @@ pub struct GuestKeys {
     pub tls_spki: Option<Vec<u8>>,
     /// WireGuard public key.
     pub wireguard: Option<[u8; 32]>,
+    /// What the VM was set up with, as [`crate::settings_digest`] has it.
+    pub settings: Option<[u8; 32]>,
 }
 
 /// An OpenSSH public key: its type, a space, base64; no comment, no line break.
@@ -177,6 +181,7 @@ impl GuestKeys {
             self.ssh_host_key.is_some(),
             self.tls_spki.is_some(),
             self.wireguard.is_some(),
+            self.settings.is_some(),
         ];
         cbor.map(present.into_iter().filter(|present| *present).count());
         if let Some(key) = &self.ssh_host_key {
@@ -188,11 +193,14 @@ impl GuestKeys {
         if let Some(key) = &self.wireguard {
             cbor.uint(2).bytes(key);
         }
+        if let Some(digest) = &self.settings {
+            cbor.uint(3).bytes(digest);
+        }
     }
 
     fn decode(d: &mut Decoder<'_>) -> Result<Self, EvidenceError> {
         let mut keys = Self::default();
-        for _ in 0..length(d, "the key set", 3, Decoder::map)? {
+        for _ in 0..length(d, "the key set", 4, Decoder::map)? {
             match d.u8().at(d, "a key's kind")? {
                 0 => {
                     let line = d.str().at(d, "an SSH host key")?;
@@ -203,13 +211,8 @@ impl GuestKeys {
                     keys.ssh_host_key = Some(key);
                 }
                 1 => keys.tls_spki = Some(bytes(d, "a TLS key", TLS_SPKI_LEN_MAX)?),
-                2 => {
-                    let key = bytes(d, "a WireGuard key", 32)?;
-                    let key = key
-                        .try_into()
-                        .map_err(|_| malformed(d, "a WireGuard key has 32 bytes"))?;
-                    keys.wireguard = Some(key);
-                }
+                2 => keys.wireguard = Some(bytes_32(d, "a WireGuard key")?),
+                3 => keys.settings = Some(bytes_32(d, "a digest of settings")?),
                 _ => return Err(malformed(d, "an unknown kind of key")),
             }
         }
@@ -311,6 +314,13 @@ fn bytes(d: &mut Decoder<'_>, what: &str, max: usize) -> Result<Vec<u8>, Evidenc
         ));
     }
     Ok(bytes.to_vec())
+}
+
+fn bytes_32(d: &mut Decoder<'_>, what: &str) -> Result<[u8; 32], EvidenceError> {
+    let bytes = bytes(d, what, 32)?;
+    bytes
+        .try_into()
+        .map_err(|_| malformed(d, format!("{what} has 32 bytes")))
 }
 
 /// A definite length of an array or map, at most `max`.

@@ -4,7 +4,7 @@
 //!
 //! | word | here |
 //! |---|---|
-//! | evidence | [`Evidence`]: what the CPU says about the VM, and the keys that the VM made for itself |
+//! | evidence | [`Evidence`]: what the CPU says about the VM, and what the VM says of itself: its keys, and the settings it applied |
 //! | endorsements | [`Endorsements`]: the maker's certificates and revocation lists |
 //! | trust anchors | [`Roots`]: AMD's root keys, pinned; a test root only by name, and it taints the result |
 //! | appraisal policy, reference values | [`Policy`] |
@@ -31,6 +31,7 @@ mod evidence;
 mod policy;
 mod result;
 mod roots;
+mod settings;
 mod verify;
 
 pub mod agent;
@@ -47,4 +48,5 @@ pub use evidence::{
 pub use policy::{Policy, PolicyError, PolicyFile, Requirement};
 pub use result::{AttestationResult, Check, Grade, Outcome, Reason, Trust, Verdict};
 pub use roots::{Roots, RootsError};
+pub use settings::{SETTINGS_DOMAIN, settings_digest};
 pub use verify::{refuse_malformed, verify};

@@ -20,6 +20,9 @@ pub struct Policy {
     pub host_data: Option<[u8; 32]>,
     /// What the report must carry as `REPORT_DATA` (see [`crate::Binding`]). All 64 bytes are compared.
     pub report_data: Option<[u8; 64]>,
+    /// What the VM must say it was set up with (see [`crate::settings_digest`]). Only evidence whose `REPORT_DATA` is
+    /// compared shows it.
+    pub settings: Option<[u8; 32]>,
     /// `FAMILY_ID`.
     pub family_id: Option<[u8; 16]>,
     /// `IMAGE_ID`.
@@ -97,6 +100,7 @@ impl Default for Policy {
             allowed_measurements: None,
             host_data: None,
             report_data: None,
+            settings: None,
             family_id: None,
             image_id: None,
             allowed_id_keys: None,
@@ -141,6 +145,7 @@ pub struct PolicyFile {
     measurements: Option<Vec<String>>,
     report_data: Option<String>,
     host_data: Option<String>,
+    settings: Option<String>,
     family_id: Option<String>,
     image_id: Option<String>,
     id_keys: Option<Vec<String>>,
@@ -170,6 +175,7 @@ impl Policy {
             allowed_measurements: list("measurements", &file.measurements)?,
             host_data: one("host_data", &file.host_data)?,
             report_data: one("report_data", &file.report_data)?,
+            settings: one("settings", &file.settings)?,
             family_id: one("family_id", &file.family_id)?,
             image_id: one("image_id", &file.image_id)?,
             allowed_id_keys: list("id_keys", &file.id_keys)?,

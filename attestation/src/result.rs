@@ -116,6 +116,10 @@ pub enum Reason {
     MeasurementMismatch,
     /// `HOST_DATA` isn't the expected one.
     HostDataMismatch,
+    /// The VM wasn't set up with the settings that were asked for.
+    SettingsMismatch,
+    /// The evidence doesn't say what the VM was set up with.
+    SettingsMissing,
     /// `FAMILY_ID` isn't the expected one.
     FamilyIdMismatch,
     /// `IMAGE_ID` isn't the expected one.

@@ -15,7 +15,8 @@ pub fn verify(
 ) -> AttestationResult {
     match &evidence.cpu {
         CpuEvidence::SevSnp { report, certificates } => {
-            crate::snp::verify(report, certificates, endorsements, roots, policy, at)
+            let keys = &evidence.guest_keys;
+            crate::snp::verify(report, certificates, keys, endorsements, roots, policy, at)
         }
         CpuEvidence::None => host_signed(policy, at),
     }
@@ -37,6 +38,7 @@ fn host_signed(policy: &Policy, at: u64) -> AttestationResult {
         Check::not_checked("authenticate.revocation", nothing, ""),
         Check::not_checked("appraise.report-data", "the keys are only the host's word", ""),
         Check::not_checked("appraise.host-data", nothing, ""),
+        Check::not_checked("appraise.settings", "the settings are only the host's word", ""),
         Check::not_checked("appraise.measurement", nothing, ""),
         Check::not_checked("appraise.tcb-floor", nothing, ""),
     ];

@@ -123,6 +123,10 @@ fn a_contracts_evidence_gives_pins_only_once_verified_and_bound() {
         ssh_host_key: Some(SSH_KEY.parse().unwrap()),
         tls_spki: Some(b"any key".to_vec()),
         wireguard: None,
+        settings: Some(attestation::settings_digest(
+            [SSH_KEY].into_iter(),
+            b"#!/bin/sh\n",
+        )),
     };
     let (contract, nonce) = ([0xaa; 32], [0xbb; 32]);
     let binding = Binding {
@@ -191,6 +195,38 @@ fn a_contracts_evidence_gives_pins_only_once_verified_and_bound() {
         !Path::new(&hosts).exists() && !Path::new(&pin).exists(),
         "no pins for refused evidence"
     );
+    std::fs::write(file("asked.pub"), format!("{SSH_KEY}\n")).unwrap();
+    std::fs::write(file("user-data"), "#!/bin/sh\n").unwrap();
+    let (asked, user_data) = (file("asked.pub"), file("user-data"));
+    for (args, code, reasons) in [
+        (vec!["--ssh-key", &asked, "--user-data", &user_data], 0, vec![]),
+        (vec!["--ssh-key", &asked], 1, vec!["SettingsMismatch"]),
+        (vec!["--user-data", &user_data], 1, vec!["SettingsMismatch"]),
+        (
+            vec![
+                "--ssh-key",
+                &asked,
+                "--ssh-key",
+                &asked,
+                "--user-data",
+                &user_data,
+            ],
+            1,
+            vec!["SettingsMismatch"],
+        ),
+    ] {
+        let (got, result) = with(
+            base(&nonce),
+            &[&["--trust-root", root.as_str()], &args[..]].concat(),
+        );
+        assert_eq!(
+            (got, &result["reasons"]),
+            (Some(code), &serde_json::json!(reasons)),
+            "{args:?}"
+        );
+    }
+    let _ = std::fs::remove_file(&hosts);
+    let _ = std::fs::remove_file(&pin);
     let (code, result) = with(
         base(&nonce),
         &["--trust-root", &root, "--require", "freshness,measurement"],

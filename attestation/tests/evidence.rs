@@ -15,6 +15,7 @@ fn keys() -> GuestKeys {
         ssh_host_key: Some(SSH_KEY.parse().unwrap()),
         tls_spki: Some(vec![0x30; 91]),
         wireguard: Some([7; 32]),
+        settings: Some([8; 32]),
     }
 }
 
@@ -27,11 +28,13 @@ fn any_evidence() -> impl Strategy<Value = Evidence> {
         ssh,
         prop::option::of(bytes(200)),
         prop::option::of(any::<[u8; 32]>()),
+        prop::option::of(any::<[u8; 32]>()),
     )
-        .prop_map(|(ssh_host_key, tls_spki, wireguard)| GuestKeys {
+        .prop_map(|(ssh_host_key, tls_spki, wireguard, settings)| GuestKeys {
             ssh_host_key,
             tls_spki,
             wireguard,
+            settings,
         });
     (prop_oneof![Just(CpuEvidence::None), snp], keys)
         .prop_map(|(cpu, guest_keys)| Evidence { cpu, guest_keys })
@@ -178,6 +181,14 @@ fn report_data_changes_with_everything_it_binds() {
     }
     for keys in [
         GuestKeys::default(),
+        GuestKeys {
+            settings: None,
+            ..keys()
+        },
+        GuestKeys {
+            settings: Some([9; 32]),
+            ..keys()
+        },
         GuestKeys {
             wireguard: None,
             ..keys()

@@ -784,6 +784,55 @@ fn without_certificates_nobody_can_tell() {
 }
 
 #[test]
+fn settings_count_only_as_asked_for_and_only_where_the_report_binds_them() {
+    use attestation::Reason::{ReferenceMissing, ReportDataMismatch, SettingsMismatch, SettingsMissing};
+    let binding = attestation::Binding {
+        ledger: &[1],
+        contract: [2; 32],
+        nonce: [3; 32],
+    };
+    let roots = Roots::pinned().with_test_root(SIM.root()).unwrap();
+    // Bound by the report, shown beside it, asked for, REPORT_DATA compared.
+    for (bound, shown, asked, compared, reasons) in [
+        (Some(1), Some(1), Some(1), true, vec![]),
+        (Some(1), Some(1), None, true, vec![]),
+        (None, None, None, true, vec![]),
+        (Some(2), Some(2), Some(1), true, vec![SettingsMismatch]),
+        (Some(2), Some(1), Some(1), true, vec![ReportDataMismatch]),
+        (None, None, Some(1), true, vec![SettingsMissing]),
+        (Some(1), Some(1), Some(1), false, vec![ReferenceMissing]),
+    ] {
+        let digest = |byte: Option<u8>| byte.map(|byte| [byte; 32]);
+        let keys = |byte| GuestKeys {
+            settings: digest(byte),
+            ..GuestKeys::default()
+        };
+        let evidence = Evidence {
+            cpu: CpuEvidence::SevSnp {
+                report: SIM
+                    .report(&sim_launch(), &binding.report_data(&keys(bound)))
+                    .unwrap(),
+                certificates: SIM.certificates(),
+            },
+            guest_keys: keys(shown),
+        };
+        let policy = Policy {
+            report_data: compared.then(|| binding.report_data(&evidence.guest_keys)),
+            settings: digest(asked),
+            ..Policy::default()
+        };
+        let result = verify(&evidence, &Endorsements::none(), &roots, &policy, AT);
+        assert_eq!(
+            result.reasons(),
+            reasons,
+            "{bound:?} {shown:?} {asked:?}: {result}"
+        );
+        let named = result.not_checked().any(|(id, _)| id == "appraise.settings");
+        assert_eq!(named, asked.is_none(), "{result}");
+    }
+}
+
+#[test]
 fn a_plain_vm_is_host_signed_only_where_that_is_asked_for() {
     let evidence = Evidence {
         cpu: CpuEvidence::None,

@@ -10,10 +10,15 @@
 //! | `instance-id` | the contract id |
 //! | `hostname` | a DNS name |
 //! | `authorized_keys` | SSH keys of meta-data and cloud-config |
+//! | `settings-digest` | [`settings_digest`] of the SSH keys in meta-data and of user data, in hex: the VM's evidence shows it |
 //! | `tls-names` | names for the certificate, one a line (`decent-cloud: {tls_names: […]}` of meta-data) |
 //! | `links` | `mac\|address/len …\|gateway …\|mtu`, one card a line, `-` for nothing |
 //! | `resolv.conf` | name servers |
 //! | `user-script` | what runs after the boot: a `#!` script, or `runcmd` as one |
+//!
+//! The digest covers the keys as meta-data lists them, also one that isn't installed because it is no key or a double,
+//! and the bytes of user data, also when they aren't honoured: whoever compares it with what was asked for knows that
+//! nothing else was let in. Keys in a cloud-config are part of user data. Only these three files of the seed are read.
 //!
 //! # What of user data is honoured
 //! A script that starts with `#!`, or `#cloud-config` with `hostname`, `ssh_authorized_keys`, `write_files` (`path`,
@@ -31,6 +36,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use attestation::settings_digest;
 use serde::Deserialize;
 
 /// The most that one file of the seed may hold, in bytes; hostd refuses more user data than this, too.
@@ -140,6 +146,7 @@ enum RunCmd {
 /// What a seed says, checked.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Seed {
+    settings: [u8; 32],
     instance_id: Option<String>,
     hostname: Option<String>,
     authorized_keys: Vec<String>,
@@ -166,8 +173,12 @@ pub fn run(seed: &Path, out: &Path, root: &Path) -> Result<Vec<String>, SeedErro
     let meta_data = parsed.read_file(seed, "meta-data");
     let network = parsed.read_file(seed, "network-config");
     let user_data = parsed.read_file(seed, "user-data");
-    parsed.meta_data(&meta_data);
+    let meta_data = parsed.text("meta-data", meta_data);
+    let keys = parsed.meta_data(&meta_data);
+    parsed.settings = settings_digest(keys.iter().map(String::as_str), &user_data);
+    let network = parsed.text("network-config", network);
     parsed.network(&network);
+    let user_data = parsed.text("user-data", user_data);
     parsed.user_data(&user_data);
     parsed.write(out)?;
     parsed.write_user_files(root);
@@ -186,25 +197,30 @@ impl Seed {
         self.warnings.push(text);
     }
 
-    fn read_file(&mut self, dir: &Path, name: &str) -> String {
+    /// Once, whole: the host may change the disk while it is read.
+    fn read_file(&mut self, dir: &Path, name: &str) -> Vec<u8> {
         let mut text = Vec::new();
         let result =
             fs::File::open(dir.join(name)).and_then(|f| f.take(FILE_BYTES_MAX + 1).read_to_end(&mut text));
         match result {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => {
                 self.warn(format!("{name}: {error}"));
-                String::new()
+                Vec::new()
             }
             Ok(_) if text.len() as u64 > FILE_BYTES_MAX => {
                 self.warn(format!("{name}: larger than {FILE_BYTES_MAX} bytes, ignored"));
-                String::new()
+                Vec::new()
             }
-            Ok(_) => String::from_utf8(text).unwrap_or_else(|_| {
-                self.warn(format!("{name}: not UTF-8 text, ignored"));
-                String::new()
-            }),
+            Ok(_) => text,
         }
+    }
+
+    fn text(&mut self, name: &str, bytes: Vec<u8>) -> String {
+        String::from_utf8(bytes).unwrap_or_else(|_| {
+            self.warn(format!("{name}: not UTF-8 text, ignored"));
+            String::new()
+        })
     }
 
     fn yaml<T: for<'de> Deserialize<'de> + Default>(&mut self, name: &str, text: &str) -> T {
@@ -220,7 +236,8 @@ impl Seed {
         })
     }
 
-    fn meta_data(&mut self, text: &str) {
+    /// Returns the SSH keys as they are listed.
+    fn meta_data(&mut self, text: &str) -> Vec<String> {
         let meta: MetaData = self.yaml("meta-data", text);
         if let Some(id) = meta.instance_id {
             if (1..=128).contains(&id.len())
@@ -234,7 +251,7 @@ impl Seed {
             }
         }
         self.set_hostname(meta.local_hostname, "meta-data: local-hostname");
-        self.add_keys(meta.public_keys, "meta-data: public-keys");
+        self.add_keys(&meta.public_keys, "meta-data: public-keys");
         for name in meta.decent_cloud.tls_names.into_iter().take(64) {
             if is_dns_name(name.strip_prefix("*.").unwrap_or(&name)) {
                 self.tls_names.push(name);
@@ -242,6 +259,7 @@ impl Seed {
                 self.warn(format!("meta-data: {name:?} is not a DNS name"));
             }
         }
+        meta.public_keys
     }
 
     fn set_hostname(&mut self, name: Option<String>, from: &str) {
@@ -252,7 +270,7 @@ impl Seed {
         }
     }
 
-    fn add_keys(&mut self, keys: Vec<String>, from: &str) {
+    fn add_keys(&mut self, keys: &[String], from: &str) {
         for key in keys {
             let key = key.trim().to_owned();
             if !is_ssh_key(&key) {
@@ -381,7 +399,7 @@ impl Seed {
         }
         let config: CloudConfig = self.yaml("user-data", text);
         self.set_hostname(config.hostname, "user-data: hostname");
-        self.add_keys(config.ssh_authorized_keys, "user-data: ssh_authorized_keys");
+        self.add_keys(&config.ssh_authorized_keys, "user-data: ssh_authorized_keys");
         for file in config.write_files {
             match new_file(file) {
                 Ok(file) => self.files.push(file),
@@ -415,7 +433,13 @@ impl Seed {
             .iter()
             .map(|ip| format!("nameserver {ip}\n"))
             .collect();
-        let parts: [(&str, u32, String); 7] = [
+        // The digest first: without it no key gets in.
+        let parts: [(&str, u32, String); 8] = [
+            (
+                "settings-digest",
+                0o644,
+                format!("{}\n", hex::encode(self.settings)),
+            ),
             ("instance-id", 0o644, self.instance_id.clone().unwrap_or_default()),
             ("hostname", 0o644, self.hostname.clone().unwrap_or_default()),
             ("authorized_keys", 0o600, lines(&self.authorized_keys)),
@@ -539,154 +563,4 @@ fn parse_prefix(text: &str) -> Option<(IpAddr, u8)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const KEY: &str =
-        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ9nDTrvOOoT3a4tVYH8hG9Z9gHn1yV5F1Gj3o2Zl5xk dev@example";
-
-    fn seed(files: &[(&str, &str)]) -> (tempfile::TempDir, Vec<String>) {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("seed")).unwrap();
-        for (name, content) in files {
-            fs::write(dir.path().join("seed").join(name), content).unwrap();
-        }
-        let warnings = run(
-            &dir.path().join("seed"),
-            &dir.path().join("out"),
-            &dir.path().join("root"),
-        )
-        .unwrap();
-        (dir, warnings)
-    }
-
-    fn out(dir: &tempfile::TempDir, name: &str) -> String {
-        fs::read_to_string(dir.path().join("out").join(name)).unwrap()
-    }
-
-    #[test]
-    fn a_seed_of_hostd_becomes_plain_files() {
-        let meta = format!(
-            "instance-id: 00ff\nlocal-hostname: vm-00ff\npublic-keys:\n- {KEY}\n\
-             decent-cloud:\n  tls_names: [00ff.provider.test, www.example]\n"
-        );
-        let network = "version: 2\nethernets:\n  nic0:\n    match: {macaddress: \"02:DC:00:00:00:05\"}\n    \
-             addresses: [100.64.0.5/32]\n    routes:\n    - {to: 0.0.0.0/0, via: 169.254.1.1, on-link: true}\n    \
-             nameservers: {addresses: [9.9.9.9, \"2620:fe::fe\"]}\n    mtu: 1400\n";
-        let (dir, warnings) = seed(&[
-            ("meta-data", &meta),
-            ("network-config", network),
-            ("user-data", "#!/bin/sh\necho hi\n"),
-        ]);
-        assert!(warnings.is_empty(), "{warnings:?}");
-        for (file, wanted) in [
-            ("instance-id", "00ff"),
-            ("hostname", "vm-00ff"),
-            ("authorized_keys", &format!("{KEY}\n")),
-            ("tls-names", "00ff.provider.test\nwww.example\n"),
-            ("links", "02:dc:00:00:00:05|100.64.0.5/32|169.254.1.1|1400\n"),
-            ("resolv.conf", "nameserver 9.9.9.9\nnameserver 2620:fe::fe\n"),
-            ("user-script", "#!/bin/sh\necho hi\n"),
-        ] {
-            assert_eq!(out(&dir, file), wanted, "{file}");
-        }
-    }
-
-    #[test]
-    fn json_is_a_seed_too() {
-        let meta = format!(
-            r#"{{"instance-id": "a", "public-keys": ["{KEY}"], "decent-cloud": {{"tls_names": []}}}}"#
-        );
-        let network = r#"{"network": {"version": 2, "ethernets": {"a": {"match": {"macaddress": "02:00:00:00:00:01"},
-            "addresses": ["10.0.0.2/24", "fd00::2/64"], "gateway4": "10.0.0.1"}}}}"#;
-        let (dir, warnings) = seed(&[("meta-data", &meta), ("network-config", network)]);
-        assert!(warnings.is_empty(), "{warnings:?}");
-        assert_eq!(
-            out(&dir, "links"),
-            "02:00:00:00:00:01|10.0.0.2/24 fd00::2/64|10.0.0.1|-\n"
-        );
-    }
-
-    #[test]
-    fn the_documented_part_of_cloud_config_is_done_and_the_rest_is_named() {
-        let user = format!(
-            "#cloud-config\nhostname: web\npackages: [vim]\nssh_authorized_keys:\n- {KEY}\nwrite_files:\n\
-             - path: /var/www/html/index.html\n  content: |\n    <p>mine\n  permissions: '0600'\n\
-             - path: /etc/b\n  content: aGVsbG8=\n  encoding: b64\n- path: ../etc/passwd\n  content: x\n\
-             runcmd:\n- echo one > /tmp/one\n- [touch, \"it's\", a b]\n"
-        );
-        let (dir, warnings) = seed(&[("user-data", &user)]);
-        assert_eq!(out(&dir, "hostname"), "web");
-        assert_eq!(
-            out(&dir, "user-script"),
-            "#!/bin/sh\necho one > /tmp/one\n'touch' 'it'\\''s' 'a b'\n"
-        );
-        let page = dir.path().join("root/var/www/html/index.html");
-        assert_eq!(fs::read_to_string(&page).unwrap(), "<p>mine\n");
-        assert_eq!(fs::metadata(&page).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(fs::read(dir.path().join("root/etc/b")).unwrap(), b"hello");
-        assert_eq!(warnings.len(), 2, "{warnings:?}");
-        assert!(warnings[0].contains("ignored: packages;"), "{warnings:?}");
-        assert!(
-            warnings[1].contains("\"../etc/passwd\" is not an absolute path"),
-            "{warnings:?}"
-        );
-    }
-
-    #[test]
-    fn bad_parts_cost_only_themselves() {
-        let meta = format!("instance-id: good\nlocal-hostname: 'a;b'\npublic-keys: ['rm -rf /', '{KEY}']\n");
-        let big = "#!".to_owned() + &"x".repeat(70_000);
-        type Row<'a> = (&'a str, &'a str, &'a str, &'a str);
-        let table: [Row<'_>; 9] = [
-            (
-                "host name",
-                "meta-data",
-                "local-hostname: 'a;b'",
-                "is not a host name",
-            ),
-            (
-                "key",
-                "meta-data",
-                "public-keys: ['rm -rf /']",
-                "is not an SSH public key",
-            ),
-            (
-                "key with a newline",
-                "meta-data",
-                "public-keys: [\"ssh-rsa AA\\nBB\"]",
-                "is not an SSH public key",
-            ),
-            ("yaml", "meta-data", "a: [", "meta-data:"),
-            (
-                "mac",
-                "network-config",
-                "ethernets: {a: {match: {macaddress: xx}}}",
-                "has no `match",
-            ),
-            (
-                "address",
-                "network-config",
-                "ethernets: {a: {match: {macaddress: '02:00:00:00:00:01'}, addresses: ['10.0.0.1/33', '$(id)/8']}}",
-                "is not ADDRESS/LENGTH",
-            ),
-            ("too large", "user-data", &big, "larger than 65536 bytes"),
-            (
-                "multipart",
-                "user-data",
-                "Content-Type: multipart/mixed",
-                "user-data ignored",
-            ),
-            ("runcmd", "user-data", "#cloud-config\nruncmd: 7\n", "user-data:"),
-        ];
-        for (row, file, content, wanted) in table {
-            let (dir, warnings) = seed(&[("meta-data", &meta), (file, content)]);
-            assert!(warnings.iter().any(|w| w.contains(wanted)), "{row}: {warnings:?}");
-            assert!(warnings.iter().all(|w| !w.contains('\n')), "{row}: {warnings:?}");
-            if file != "meta-data" {
-                assert_eq!(out(&dir, "authorized_keys"), format!("{KEY}\n"), "{row}");
-                assert_eq!(out(&dir, "instance-id"), "good", "{row}");
-            }
-        }
-    }
-}
+mod tests;

@@ -22,6 +22,8 @@ pub struct KeyFiles {
     pub tls_certificate: Option<PathBuf>,
     /// WireGuard public key, base64.
     pub wireguard: Option<PathBuf>,
+    /// Digest of the settings that the VM applied, in hex. No such file: it had no seed, and says nothing.
+    pub settings: Option<PathBuf>,
 }
 
 /// What the agent can't answer; goes to the host as a text.
@@ -79,6 +81,16 @@ impl KeyFiles {
                     why: "not a WireGuard key".into(),
                 })?;
             keys.wireguard = Some(key);
+        }
+        if let Some(path) = self.settings.as_deref().filter(|path| path.exists()) {
+            let digest = hex::decode(text(path)?.trim())
+                .ok()
+                .and_then(|digest| digest.try_into().ok())
+                .ok_or_else(|| AgentError::Key {
+                    path: path.to_owned(),
+                    why: "not a digest: 64 hexadecimal digits".into(),
+                })?;
+            keys.settings = Some(digest);
         }
         Ok(keys)
     }

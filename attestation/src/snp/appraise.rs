@@ -5,15 +5,15 @@ use std::fmt::Display;
 use super::authenticate::Authentic;
 use super::report::{PLATFORM_BITS, POLICY_BITS};
 use super::{Product, TcbFloor, TcbVersion};
-use crate::Policy;
 use crate::result::{Check, Reason};
+use crate::{GuestKeys, Policy};
 
 const DEBUG: u64 = 1 << 19;
 const MIGRATE_MA: u64 = 1 << 18;
 const NOT_ASKED: &str = "no reference value was given";
 
-/// Ids of all checks that [`appraise`] makes, so that a report which can't be appraised names them too.
-pub(crate) const CHECKS: [&str; 18] = [
+/// Ids of all checks that [`appraise`] and [`settings`] make, so that a report which can't be appraised names them too.
+pub(crate) const CHECKS: [&str; 19] = [
     "appraise.report-data",
     "appraise.host-data",
     "appraise.measurement",
@@ -32,6 +32,7 @@ pub(crate) const CHECKS: [&str; 18] = [
     "appraise.tcb-floor",
     "appraise.firmware",
     "appraise.mitigations",
+    "appraise.settings",
 ];
 
 /// Compares an authentic report with a policy: every check, whatever came before it.
@@ -128,6 +129,31 @@ pub fn appraise(authentic: &Authentic, policy: &Policy) -> Vec<Check> {
     checks.push(firmware(authentic, policy));
     checks.push(mitigations(authentic, policy));
     checks
+}
+
+/// Compares what the VM says it was set up with. The report binds that only through `REPORT_DATA`, which must therefore
+/// be asked for, too.
+pub(crate) fn settings(keys: &GuestKeys, policy: &Policy) -> Check {
+    const ID: &str = "appraise.settings";
+    let found = keys.settings.map(hex::encode).unwrap_or_default();
+    match (policy.settings, keys.settings) {
+        (None, _) => Check::not_checked(ID, "no settings were given to compare with", found),
+        (Some(_), None) => {
+            let why = "the evidence doesn't say which SSH keys and user data the VM was set up with";
+            Check::missing(ID, Reason::SettingsMissing, why)
+        }
+        (Some(_), Some(_)) if policy.report_data.is_none() => {
+            let why = "REPORT_DATA binds the settings, and no value was given to compare it with";
+            Check::missing(ID, Reason::ReferenceMissing, why)
+        }
+        (Some(expected), Some(settings)) => Check::of(
+            ID,
+            expected == settings,
+            Reason::SettingsMismatch,
+            hex::encode(expected),
+            found,
+        ),
+    }
 }
 
 /// What a careful reader should know.

@@ -30,7 +30,7 @@ pub use tcb::{TcbFloor, TcbFloors, TcbPart, TcbVersion};
 use serde_json::Value;
 
 use crate::result::{AttestationResult, Check, Grade, Reason, Trust};
-use crate::{Endorsements, Policy, Roots};
+use crate::{Endorsements, GuestKeys, Policy, Roots};
 
 /// Which key signed a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -46,6 +46,7 @@ pub enum VekKind {
 pub(crate) fn verify(
     report: &[u8],
     certificates: &[Vec<u8>],
+    keys: &GuestKeys,
     endorsements: &Endorsements,
     roots: &Roots,
     policy: &Policy,
@@ -85,6 +86,7 @@ pub(crate) fn verify(
     match &authentication.authentic {
         Some(authentic) => {
             checks.extend(appraise(authentic, policy));
+            checks.push(appraise::settings(keys, policy));
             warnings.extend(appraise::warnings(authentic));
         }
         None => checks.extend(unappraised()),

@@ -11,8 +11,9 @@
 //! ([`Seed::new`] refuses the rest), so that a guest without a YAML parser can read them with `sed`. The same input
 //! gives the same bytes: no clock, no random volume id.
 //!
-//! Nothing here is secret and nothing here is trusted by the guest's evidence: the seed isn't measured. What binds a
-//! confidential VM to its contract is `HOST_DATA`, not this file.
+//! Nothing here is secret and nothing here is measured. What binds a confidential VM to its contract is `HOST_DATA`, not
+//! this file; but the guest's evidence says which keys and user data it found here, so they must be the contract's, in
+//! its order.
 
 mod fat;
 #[cfg(test)]

@@ -24,6 +24,8 @@ pub struct Rented {
     pub id: ContractId,
     /// The developer's SSH key pair (private half).
     pub ssh_key: PathBuf,
+    /// The user data that the developer gave.
+    pub user_data: PathBuf,
     /// Measurement that the developer computed and put into the request.
     pub measurement: Measurement,
     /// When it was paid.
@@ -166,6 +168,7 @@ impl Job {
         Ok(Rented {
             id,
             ssh_key,
+            user_data,
             measurement,
             paid,
         })

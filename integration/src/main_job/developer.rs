@@ -100,6 +100,8 @@ impl Job {
             .args(["--ledger", &ledger.id.to_text()]);
         command.args(["--contract", &contract.to_string(), "--nonce", &nonce.to_string()]);
         command.args(["--measurement", &rented.measurement.to_string()]);
+        command.arg("--ssh-key").arg(rented.ssh_key.with_extension("pub"));
+        command.arg("--user-data").arg(&rented.user_data);
         Ok(command)
     }
 

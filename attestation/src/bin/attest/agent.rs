@@ -15,10 +15,12 @@ const HELP: &str = "\
 Answers the host's questions for evidence, for as long as the VM runs.
 
 Usage: attest agent [--ssh-host-key FILE] [--tls-cert FILE] [--wireguard FILE]
+                    [--settings FILE]
 
   --ssh-host-key FILE  OpenSSH .pub file of the VM's SSH host key
   --tls-cert FILE      certificate (PEM or DER) of the VM's TLS server; its key is what counts
   --wireguard FILE     the VM's WireGuard public key, base64
+  --settings FILE      digest of the settings that the VM applied, in hex (guest-setup writes it)
 
 It listens on the virtio-serial port org.decentcloud.agent.0 and on vsock port 4040, whichever the VM has. Reports come
 from the kernel (configfs-tsm). A VM without confidential hardware gives its keys only.
@@ -48,6 +50,7 @@ fn options() -> Result<Option<KeyFiles>, lexopt::Error> {
             Long("ssh-host-key") => keys.ssh_host_key = Some(PathBuf::from(parser.value()?)),
             Long("tls-cert") => keys.tls_certificate = Some(PathBuf::from(parser.value()?)),
             Long("wireguard") => keys.wireguard = Some(PathBuf::from(parser.value()?)),
+            Long("settings") => keys.settings = Some(PathBuf::from(parser.value()?)),
             Long("help") | Short('h') => return Ok(None),
             other => return Err(other.unexpected()),
         }

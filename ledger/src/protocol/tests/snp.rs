@@ -73,6 +73,7 @@ struct Guest {
 fn honest(id: &ContractId, nonce: &Digest32) -> Guest {
     let keys = GuestKeys {
         wireguard: Some([7; 32]),
+        settings: Some(settings(&[ed25519_line(1)])),
         ..GuestKeys::default()
     };
     Guest {
@@ -87,6 +88,12 @@ fn honest(id: &ContractId, nonce: &Digest32) -> Guest {
         shown_keys: keys.clone(),
         keys,
     }
+}
+
+/// What a VM says that was set up with these keys, and with the user data that the contracts here ask for.
+fn settings(ssh_public_keys: &[String]) -> [u8; 32] {
+    let keys = ssh_public_keys.iter().map(String::as_str);
+    attestation::settings_digest(keys, b"#cloud-config\n")
 }
 
 fn evidence(platform: &Platform, guest: &Guest) -> Evidence {
@@ -190,6 +197,27 @@ fn every_forgery_is_refused_and_the_money_stays() {
             "other keys than the report's",
             lie(|g| g.shown_keys.wireguard = Some([8; 32])),
             "ReportData",
+        ),
+        (
+            "a VM that let in the host's SSH key, too",
+            lie(|g| {
+                g.keys.settings = Some(settings(&[ed25519_line(1), ed25519_line(2)]));
+                g.shown_keys = g.keys.clone();
+            }),
+            "SettingsMismatch",
+        ),
+        (
+            "settings shown that the report doesn't bind",
+            lie(|g| g.keys.settings = Some(settings(&[ed25519_line(2)]))),
+            "ReportData",
+        ),
+        (
+            "a VM that doesn't say how it was set up",
+            lie(|g| {
+                g.keys.settings = None;
+                g.shown_keys = g.keys.clone();
+            }),
+            "SettingsMissing",
         ),
         (
             "a guest that can be debugged",

@@ -13,6 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 
 const EVIDENCE_FILE_MAX: u64 = 256 * 1024;
 const ENDORSEMENT_FILE_MAX: u64 = 4 * 1024 * 1024;
+const SSH_KEYS_FILE_MAX: u64 = 64 * 1024;
 const FOLDER_DEPTH_MAX: usize = 4;
 const FOLDER_FILES_MAX: usize = 1000;
 
@@ -70,6 +71,26 @@ fn parse_evidence(content: &[u8]) -> Result<Evidence, EvidenceError> {
         Some(bytes) => Ok(report(bytes)),
         None => Ok(report(content.to_vec())),
     }
+}
+
+/// OpenSSH public keys, one a line; empty lines and comments are skipped, as `decent rent` does.
+pub(super) fn ssh_keys(path: &Path) -> Result<Vec<String>> {
+    let Ok(text) = String::from_utf8(read(path, SSH_KEYS_FILE_MAX)?) else {
+        bail!("{} is not text", path.display());
+    };
+    ensure!(
+        !text.contains("PRIVATE KEY"),
+        "{} is a private key: give the file that ends in .pub",
+        path.display()
+    );
+    let keys: Vec<String> = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(str::to_owned)
+        .collect();
+    ensure!(!keys.is_empty(), "{} holds no SSH public key", path.display());
+    Ok(keys)
 }
 
 /// Certificates and CRLs from files and folders. In a folder, files that are neither are passed over.

@@ -6,12 +6,14 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail, ensure};
 use attestation::{
     AttestationResult, Binding, Endorsements, Evidence, Grade, Outcome, Policy, Requirement, Roots, Verdict,
-    refuse_malformed, verify,
+    refuse_malformed, settings_digest, verify,
 };
 
 use super::{input, pins};
 
 const POLICY_FILE_MAX: u64 = 1024 * 1024;
+/// The ledger's own bound.
+const USER_DATA_MAX: u64 = 64 * 1024;
 const POLICY_TEMPLATE: &str = include_str!("policy.toml");
 
 #[derive(Debug, clap::Args)]
@@ -65,6 +67,14 @@ struct ContractArgs {
     /// The ledger's nonce for this evidence
     #[arg(long, value_name = "HEX", value_parser = input::hex_bytes::<32>, requires = "contract")]
     nonce: Option<[u8; 32]>,
+    /// The .pub files given to `decent rent --ssh-key`, in the same order: the VM must say that it let in these keys
+    /// (repeat for more). Without this and --user-data the settings aren't checked
+    #[arg(long, value_name = "FILE", requires = "contract")]
+    ssh_key: Vec<PathBuf>,
+    /// The file given to `decent rent --user-data`: the VM must say that it applied it, or none if only --ssh-key is
+    /// given
+    #[arg(long, value_name = "FILE", requires = "contract")]
+    user_data: Option<PathBuf>,
 }
 
 /// What to take along; only written when verified.
@@ -186,9 +196,26 @@ fn policy_of(args: &Args, evidence: &Evidence) -> Result<Policy> {
         );
         policy.host_data = Some(contract);
     }
+    policy.settings = settings_of(&args.contract)?.or(policy.settings);
     policy.min_grade = args.min_grade.unwrap_or(policy.min_grade);
     policy.required.extend(args.require.iter().copied());
     Ok(policy)
+}
+
+/// What the VM must have been set up with; `None`: the caller gave no settings.
+fn settings_of(args: &ContractArgs) -> Result<Option<[u8; 32]>> {
+    if args.ssh_key.is_empty() && args.user_data.is_none() {
+        return Ok(None);
+    }
+    let mut keys = Vec::new();
+    for path in &args.ssh_key {
+        keys.extend(input::ssh_keys(path)?);
+    }
+    let user_data = match &args.user_data {
+        Some(path) => input::read(path, USER_DATA_MAX)?,
+        None => Vec::new(),
+    };
+    Ok(Some(settings_digest(keys.iter().map(String::as_str), &user_data)))
 }
 
 /// The keys count only if the report binds them, or if the caller is content with the host's word.
