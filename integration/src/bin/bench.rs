@@ -178,7 +178,10 @@ fn fleet(programs: &std::path::Path, vms: u32) -> Result<Vec<Row>> {
         })
     };
     progress("a ledger, hostd");
-    let mut fleet = Fleet::start(&Options::new("dcbf", PathBuf::from(programs)))?;
+    let mut fleet = Fleet::start(&Options {
+        storage_gib: Some(2 * vms),
+        ..Options::new("dcbf", PathBuf::from(programs))
+    })?;
     fleet.start_hostd(None)?;
     fleet.wait_offering(Duration::from_secs(60))?;
     let free = fleet.status()?.capacity;
