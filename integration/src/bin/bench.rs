@@ -279,8 +279,7 @@ fn fleet(programs: &std::path::Path, vms: u32) -> Result<Vec<Row>> {
         None,
     );
     let now = fleet.status()?.capacity; // free disk space is the whole machine's and changes by itself
-    let shares =
-        |c: &hostd::surface::model::CapacityStatus| (c.vcpus.clone(), c.memory_mib.clone(), c.ports.clone());
+    let shares = |c: &hostd::surface::model::CapacityStatus| (c.vcpus, c.memory_mib, c.ports);
     let exact = shares(&now) == shares(&free) && fleet.leftovers()?.is_empty();
     row(
         "capacity afterwards".into(),
