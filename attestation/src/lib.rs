@@ -18,6 +18,7 @@
 //! |---|---|
 //! | [`snp`] | AMD SEV-SNP: the report's fields, its certificates, its revocation lists |
 //! | [`measure`] | reference values: the SNP launch digest of firmware + kernel + initrd + command line |
+//! | [`eventlog`] | what was measured, in what order: the firmware's log, CCEL, systemd's |
 //! | [`agent`] | how a host asks the agent in a VM for evidence |
 //! | `sim` (feature) | a platform that issues real-format evidence under its own root |
 //!
@@ -35,6 +36,7 @@ mod settings;
 mod verify;
 
 pub mod agent;
+pub mod eventlog;
 pub mod measure;
 #[cfg(feature = "sim")]
 pub mod sim;
