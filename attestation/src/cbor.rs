@@ -50,6 +50,11 @@ impl Writer {
         self.head(4, len as u64)
     }
 
+    pub(crate) fn null(&mut self) -> &mut Self {
+        self.0.push(0xf6);
+        self
+    }
+
     pub(crate) fn map(&mut self, len: usize) -> &mut Self {
         self.head(5, len as u64)
     }

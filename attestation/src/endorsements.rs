@@ -1,29 +1,47 @@
-//! Endorsements from outside the evidence: certificates and revocation lists, in any order; the verifier finds what fits.
+//! Endorsements from outside the evidence, in any order: certificates, revocation lists, Intel's collateral, NVIDIA's
+//! manifests. The verifier finds what fits.
+
+#![allow(dead_code, reason = "tdx, nvidia and tpm are being written on this")]
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::snp::{check_certificate, check_crl};
+use crate::nvidia::References;
+use crate::tdx::Collateral;
+use crate::x509::{check_certificate, check_crl};
 
-const CERTIFICATES_MAX: usize = 64;
-const CRLS_MAX: usize = 16;
+const CERTIFICATES_MAX: usize = 1024;
+const CRLS_MAX: usize = 256;
 const DER_LEN_MAX: usize = 1024 * 1024;
 
-/// Certificates and CRLs (DER) that a caller has beside the evidence. Holding one proves that each is well-formed, not
-/// that any is genuine.
+/// What a caller has beside the evidence. Holding one proves that each part is well-formed, not that any is genuine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Endorsements {
     certificates: Vec<Vec<u8>>,
     crls: Vec<Vec<u8>>,
+    /// Intel's collateral for TDX.
+    pub(crate) tdx: Collateral,
+    /// NVIDIA's reference manifests and OCSP responses.
+    pub(crate) gpu: References,
+}
+
+/// What a format's module found in a file that it recognised, beside what it keeps: certificates and CRLs (DER), for
+/// every format to use.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Recognised {
+    pub(crate) der: Vec<Vec<u8>>,
 }
 
 /// Why bytes are no endorsement.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EndorsementsError {
-    /// Neither a certificate nor a CRL, in DER or PEM.
-    #[error("neither an X.509 certificate nor a CRL (DER or PEM): {0}")]
+    /// Nothing that is known.
+    #[error("no certificate or CRL (DER or PEM), no collateral of Intel's, no manifest of NVIDIA's: {0}")]
     Unknown(String),
+    /// Collateral or a manifest that can't be read.
+    #[error("{0}")]
+    Malformed(String),
     /// More than the verifier wants to look at.
     #[error(
         "too many or too large endorsements (at most {CERTIFICATES_MAX} certificates, {CRLS_MAX} CRLs, 1 MiB each)"
@@ -37,8 +55,13 @@ impl Endorsements {
         Self::default()
     }
 
-    /// Adds a file's content: one certificate or CRL in DER, or any number of both in PEM (LF or CRLF).
+    /// Adds a file's content: one certificate or CRL in DER, any number of both in PEM (LF or CRLF), Intel's collateral
+    /// as its service gives it or as `QuoteCollateralV3` JSON, NVIDIA's manifests and OCSP responses.
     pub fn add(&mut self, content: &[u8]) -> Result<(), EndorsementsError> {
+        let recognised = self.tdx.recognise(content);
+        if let Some(recognised) = recognised.or_else(|| self.gpu.recognise(content)) {
+            return recognised?.der.into_iter().try_for_each(|der| self.add_der(der));
+        }
         match std::str::from_utf8(content) {
             Ok(text) if text.contains("-----BEGIN ") => {
                 for (label, der) in pem_blocks(text)? {

@@ -7,6 +7,7 @@
 //! evidence   = { 0: 1 (version), 1: cpu, 2: keys }
 //! cpu        = [0]                                   nothing but the host's word
 //!            / [1, report: bytes, [* certificate: bytes (DER)]]       AMD SEV-SNP
+//!            / [2, quote: bytes, event log: bytes / null]             Intel TDX
 //! keys       = { ? 0: "ssh-ed25519 AAAA…", ? 1: TLS SubjectPublicKeyInfo (DER), ? 2: WireGuard key (32 bytes),
 //!                ? 3: digest of the tenant's settings (32 bytes) }
 //! ```
@@ -19,13 +20,16 @@ use std::str::FromStr;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use minicbor::Decoder;
+use minicbor::data::Type;
 use sha2::{Digest, Sha256};
 
 use crate::cbor::Writer;
 
 /// The longest encoded evidence, in bytes. Real evidence has about 6 KiB.
-pub const EVIDENCE_LEN_MAX: usize = 64 * 1024;
+pub const EVIDENCE_LEN_MAX: usize = 192 * 1024;
 const REPORT_LEN_MAX: usize = 8 * 1024;
+const QUOTE_LEN_MAX: usize = 16 * 1024;
+const EVENT_LOG_LEN_MAX: usize = 128 * 1024;
 const CERTIFICATES_MAX: usize = 8;
 const CERTIFICATE_LEN_MAX: usize = 8 * 1024;
 const SSH_KEY_LEN_MAX: usize = 1024;
@@ -51,6 +55,13 @@ pub enum CpuEvidence {
         report: Vec<u8>,
         /// DER: the VCEK or VLEK, its intermediate (ASK or ASVK), perhaps the ARK, in any order.
         certificates: Vec<Vec<u8>>,
+    },
+    /// Intel TDX.
+    Tdx {
+        /// The quote as the quoting enclave signed it.
+        quote: Vec<u8>,
+        /// The firmware's event log (CCEL), if the VM gave it.
+        event_log: Option<Vec<u8>>,
     },
     /// Nothing: an ordinary VM, for which only its host speaks.
     None,
@@ -235,6 +246,13 @@ impl Evidence {
                     cbor.bytes(certificate);
                 }
             }
+            CpuEvidence::Tdx { quote, event_log } => {
+                cbor.array(3).uint(2).bytes(quote);
+                match event_log {
+                    Some(log) => cbor.bytes(log),
+                    None => cbor.null(),
+                };
+            }
         }
         cbor.uint(2);
         self.guest_keys.encode(&mut cbor);
@@ -267,6 +285,17 @@ impl Evidence {
                     .map(|_| bytes(d, "a certificate", CERTIFICATE_LEN_MAX))
                     .collect::<Result<_, _>>()?;
                 CpuEvidence::SevSnp { report, certificates }
+            }
+            (2, 3) => {
+                let quote = bytes(d, "the quote", QUOTE_LEN_MAX)?;
+                let event_log = match d.datatype().at(d, "the event log")? {
+                    Type::Null => {
+                        d.null().at(d, "the event log")?;
+                        None
+                    }
+                    _ => Some(bytes(d, "the event log", EVENT_LOG_LEN_MAX)?),
+                };
+                CpuEvidence::Tdx { quote, event_log }
             }
             _ => return Err(malformed(d, "an unknown kind of CPU evidence")),
         };

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | evidence | [`Evidence`]: what the CPU says about the VM, and what the VM says of itself: its keys, and the settings it applied |
 //! | endorsements | [`Endorsements`]: the maker's certificates and revocation lists |
-//! | trust anchors | [`Roots`]: AMD's root keys, pinned; a test root only by name, and it taints the result |
+//! | trust anchors | [`Roots`]: the makers' root keys, pinned; a test root only by name, and it taints the result |
 //! | appraisal policy, reference values | [`Policy`] |
 //! | attestation result | [`AttestationResult`]: every check on a line of its own, a verdict, a grade |
 //!
@@ -17,6 +17,9 @@
 //! | module | for |
 //! |---|---|
 //! | [`snp`] | AMD SEV-SNP: the report's fields, its certificates, its revocation lists |
+//! | [`tdx`] | Intel TDX: quotes and Intel's collateral |
+//! | [`nvidia`] | NVIDIA GPUs: SPDM evidence, reference manifests |
+//! | [`tpm`] | TPM 2.0: the quote of a host, and of Azure's virtual TPM |
 //! | [`measure`] | reference values: the SNP launch digest of firmware + kernel + initrd + command line |
 //! | [`eventlog`] | what was measured, in what order: the firmware's log, CCEL, systemd's |
 //! | [`agent`] | how a host asks the agent in a VM for evidence |
@@ -29,26 +32,32 @@ mod cbor;
 mod crypto;
 mod endorsements;
 mod evidence;
+mod kind;
 mod policy;
 mod result;
 mod roots;
 mod settings;
 mod verify;
+mod x509;
 
 pub mod agent;
 pub mod eventlog;
 pub mod measure;
+pub mod nvidia;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod snp;
+pub mod tdx;
+pub mod tpm;
 
 pub use binding::{Binding, REPORT_DATA_DOMAIN};
 pub use endorsements::{Endorsements, EndorsementsError};
 pub use evidence::{
     CpuEvidence, EVIDENCE_LEN_MAX, Evidence, EvidenceError, GuestKeys, SshHostKey, SshHostKeyError,
 };
+pub use kind::{AnyEvidence, AnyEvidenceError};
 pub use policy::{Policy, PolicyError, PolicyFile, Requirement};
-pub use result::{AttestationResult, Check, Grade, Outcome, Reason, Trust, Verdict};
+pub use result::{AttestationResult, Check, Grade, Outcome, Part, Reason, Trust, Verdict};
 pub use roots::{Roots, RootsError};
 pub use settings::{SETTINGS_DOMAIN, settings_digest};
-pub use verify::{refuse_malformed, verify};
+pub use verify::{refuse_malformed, verify, verify_any};

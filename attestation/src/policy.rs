@@ -5,8 +5,11 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::nvidia::{GpuPolicy, GpuPolicyFile};
 use crate::result::Grade;
 use crate::snp::{Product, TcbFloors, VekKind};
+use crate::tdx::{TdxPolicy, TdxPolicyFile};
+use crate::tpm::{TpmPolicy, TpmPolicyFile};
 
 /// An appraisal policy. What is `None` or empty isn't asked for, and the result names it under `not_checked`.
 ///
@@ -61,6 +64,12 @@ pub struct Policy {
     pub min_grade: Grade,
     /// What must have been checked for the verdict `verified`.
     pub required: BTreeSet<Requirement>,
+    /// What is asked of TDX quotes beside the above.
+    pub tdx: TdxPolicy,
+    /// What is asked of GPUs.
+    pub gpu: GpuPolicy,
+    /// What is asked of TPM quotes.
+    pub tpm: TpmPolicy,
 }
 
 /// A check that can only be made when the caller gives what it needs.
@@ -120,6 +129,9 @@ impl Default for Policy {
             max_vmpl: 0,
             min_grade: Grade::HardwareVerified,
             required: BTreeSet::new(),
+            tdx: TdxPolicy::default(),
+            gpu: GpuPolicy::default(),
+            tpm: TpmPolicy::default(),
         }
     }
 }
@@ -165,6 +177,9 @@ pub struct PolicyFile {
     max_vmpl: u32,
     min_grade: Option<Grade>,
     require: BTreeSet<Requirement>,
+    tdx: TdxPolicyFile,
+    gpu: GpuPolicyFile,
+    tpm: TpmPolicyFile,
 }
 
 impl Policy {
@@ -195,15 +210,23 @@ impl Policy {
             max_vmpl: file.max_vmpl,
             min_grade: file.min_grade.unwrap_or(default.min_grade),
             required: file.require.clone(),
+            tdx: TdxPolicy::from_file(&file.tdx)?,
+            gpu: GpuPolicy::from_file(&file.gpu)?,
+            tpm: TpmPolicy::from_file(&file.tpm)?,
         })
     }
 }
 
-fn one<const N: usize>(field: &'static str, hex: &Option<String>) -> Result<Option<[u8; N]>, PolicyError> {
+/// `N` bytes in hex, if the field is there.
+pub(crate) fn one<const N: usize>(
+    field: &'static str,
+    hex: &Option<String>,
+) -> Result<Option<[u8; N]>, PolicyError> {
     hex.as_ref().map(|hex| parse_hex(field, hex)).transpose()
 }
 
-fn list<const N: usize>(
+/// A list of `N` bytes in hex, if the field is there.
+pub(crate) fn list<const N: usize>(
     field: &'static str,
     hex: &Option<Vec<String>>,
 ) -> Result<Option<Vec<[u8; N]>>, PolicyError> {

@@ -29,6 +29,8 @@ pub struct AttestationResult {
 /// One check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
+    /// Which part of the evidence it is about.
+    pub part: Part,
     /// Stable name, `stage.subject`.
     pub id: &'static str,
     /// How it went.
@@ -37,6 +39,27 @@ pub struct Check {
     pub expected: String,
     /// What the evidence or the endorsements have.
     pub found: String,
+}
+
+/// A part of composite evidence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Part {
+    /// What the evidence is about: the VM's CPU, or the one thing that was given.
+    #[default]
+    Main,
+    /// One of the VM's GPUs, by its place in the evidence.
+    Gpu(usize),
+    /// The VM's host.
+    Host,
+}
+
+/// What judging one part of the evidence gave, before there is a verdict.
+#[derive(Clone, Debug)]
+pub(crate) struct Appraisal {
+    pub(crate) checks: Vec<Check>,
+    pub(crate) trust: Trust,
+    pub(crate) warnings: Vec<String>,
+    pub(crate) claims: Value,
 }
 
 /// How a check went.
@@ -140,6 +163,84 @@ pub enum Reason {
     ReferenceMissing,
     /// No hardware speaks for this VM.
     NoHardwareEvidence,
+    /// Bytes of no kind of evidence that this verifier knows.
+    UnknownFormat,
+    /// A part of the evidence (GPU, host) that isn't bound to the VM's report.
+    BindingMismatch,
+
+    // TDX.
+    /// A TDREPORT or something else of Intel's that only its own machine can check.
+    NotAQuote,
+    /// The TD may be debugged by its host.
+    DebugTd,
+    /// TD attributes that must be set aren't, or the other way round.
+    TdAttributes,
+    /// A service TD is bound to this TD.
+    ServiceTdPresent,
+    /// `MRCONFIGID`, `MROWNER` or `MROWNERCONFIG` isn't the expected one.
+    MrConfigMismatch,
+    /// The TDX module (`MRSEAM`, `MRSIGNERSEAM`) isn't one that Intel names, or one allowed.
+    TdxModuleMismatch,
+    /// The event log doesn't replay to the run-time measurements, or these aren't those allowed.
+    RtmrMismatch,
+    /// The quoting enclave isn't the one that Intel names.
+    QeIdentityMismatch,
+    /// The quoting enclave's report doesn't bind the key that signed the quote.
+    QeBindingInvalid,
+    /// No TCB level of Intel's matches.
+    TcbUnrecognised,
+    /// The platform's TCB is out of date.
+    OutOfDate,
+    /// The platform needs another configuration.
+    ConfigurationNeeded,
+    /// Both.
+    OutOfDateConfigurationNeeded,
+    /// Intel revoked the TCB level, or NVIDIA a certificate (OCSP).
+    Revoked,
+    /// The collateral is of another platform, kind or maker.
+    CollateralMismatch,
+    /// The collateral's signature doesn't hold over its exact bytes.
+    CollateralSignatureInvalid,
+    /// Collateral outside its window: over.
+    CollateralExpired,
+    /// Collateral outside its window: not begun.
+    CollateralNotYetValid,
+    /// No TCB info, quoting enclave identity or CRL for this platform.
+    CollateralMissing,
+    /// Intel revoked the platform's certificate.
+    PckRevoked,
+
+    // NVIDIA GPU.
+    /// The nonce isn't the expected one.
+    NonceMismatch,
+    /// The firmware id in the evidence isn't the certificate's.
+    FwidMismatch,
+    /// A reference manifest outside its certificate's time.
+    RimExpired,
+    /// A reference manifest with a wrong signature.
+    RimSignatureInvalid,
+    /// A reference manifest that can't be read, or of another schema.
+    RimMalformed,
+    /// No reference manifest for the driver or the VBIOS.
+    RimMissing,
+    /// The GPU isn't in confidential-computing mode.
+    CcModeOff,
+    /// An OCSP response with a wrong signature or of another certificate.
+    OcspInvalid,
+    /// An OCSP response outside its window.
+    OcspStale,
+
+    // TPM 2.0.
+    /// A key that isn't a restricted signing key of a TPM, or not the one allowed.
+    AkMismatch,
+    /// The quoted PCR digest isn't that of the PCR values given.
+    PcrDigestMismatch,
+    /// A PCR isn't one of the values allowed.
+    PcrMismatch,
+    /// The event log doesn't replay to the PCR values.
+    EventLogMismatch,
+    /// The runtime data isn't what the report binds.
+    RuntimeDataMismatch,
 }
 
 /// The answer.
@@ -183,6 +284,7 @@ pub enum Grade {
 impl Check {
     pub(crate) fn passed(id: &'static str, found: impl fmt::Display) -> Self {
         Self {
+            part: Part::Main,
             id,
             outcome: Outcome::Passed,
             expected: found.to_string(),
@@ -204,6 +306,7 @@ impl Check {
             Outcome::Failed(reason)
         };
         Self {
+            part: Part::Main,
             id,
             outcome,
             expected: expected.to_string(),
@@ -214,6 +317,7 @@ impl Check {
     pub(crate) fn not_checked(id: &'static str, why: impl fmt::Display, found: impl fmt::Display) -> Self {
         let outcome = Outcome::NotChecked(why.to_string());
         Self {
+            part: Part::Main,
             id,
             outcome,
             expected: String::new(),
@@ -224,6 +328,7 @@ impl Check {
     pub(crate) fn missing(id: &'static str, reason: Reason, why: impl fmt::Display) -> Self {
         let outcome = Outcome::Missing(reason, why.to_string());
         Self {
+            part: Part::Main,
             id,
             outcome,
             expected: String::new(),
@@ -231,9 +336,68 @@ impl Check {
         }
     }
 
+    /// An optional input that can't be used: it counts as not given, and is named.
+    pub(crate) fn unusable(
+        id: &'static str,
+        reason: Reason,
+        why: impl fmt::Display,
+        found: impl fmt::Display,
+    ) -> Self {
+        Self::not_checked(id, format!("{reason:?}: {why}"), found)
+    }
+
     /// Whether it failed.
     pub fn is_failed(&self) -> bool {
         matches!(self.outcome, Outcome::Failed(_))
+    }
+}
+
+/// The reason with which [`Check::unusable`] begins its sentence.
+fn unusable_reason(why: &str) -> Option<Reason> {
+    const UNUSABLE: [Reason; 7] = [
+        Reason::CrlStale,
+        Reason::CrlInvalid,
+        Reason::CollateralExpired,
+        Reason::CollateralNotYetValid,
+        Reason::RimExpired,
+        Reason::OcspStale,
+        Reason::OcspInvalid,
+    ];
+    let (word, _) = why.split_once(": ")?;
+    UNUSABLE.into_iter().find(|reason| format!("{reason:?}") == word)
+}
+
+impl Appraisal {
+    /// Several parts as one: every line says its part; the trust is the least of them.
+    pub(crate) fn of_parts(parts: impl IntoIterator<Item = (Part, Self)>) -> Self {
+        let mut whole = Self {
+            checks: Vec::new(),
+            trust: Trust::Pinned,
+            warnings: Vec::new(),
+            claims: json!({}),
+        };
+        for (part, appraisal) in parts {
+            whole
+                .checks
+                .extend(appraisal.checks.into_iter().map(|check| Check { part, ..check }));
+            whole
+                .warnings
+                .extend(appraisal.warnings.into_iter().map(|w| format!("{part}: {w}")));
+            whole.trust = whole.trust.and(appraisal.trust);
+            whole.claims[part.to_string()] = appraisal.claims;
+        }
+        whole
+    }
+}
+
+impl Trust {
+    /// What two chains rest on together.
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::None, _) | (_, Self::None) => Self::None,
+            (Self::TestRoot, _) | (_, Self::TestRoot) => Self::TestRoot,
+            (Self::Pinned, Self::Pinned) => Self::Pinned,
+        }
     }
 }
 
@@ -251,14 +415,29 @@ impl Requirement {
 impl AttestationResult {
     /// Draws the verdict from the checks. `grade` is what it has if verified.
     pub(crate) fn conclude(
-        mut checks: Vec<Check>,
+        appraisal: Appraisal,
         required: impl IntoIterator<Item = Requirement>,
         grade: Grade,
-        trust: Trust,
         at: u64,
-        warnings: Vec<String>,
-        claims: Value,
     ) -> Self {
+        let Appraisal {
+            mut checks,
+            trust,
+            mut warnings,
+            claims,
+        } = appraisal;
+        for check in &checks {
+            if let Outcome::NotChecked(why) = &check.outcome
+                && unusable_reason(why).is_some()
+                && !warnings.contains(why)
+            {
+                warnings.push(why.clone());
+            }
+        }
+        if trust == Trust::TestRoot {
+            let holder = "anybody who holds the test root's key can make this evidence";
+            warnings.push(format!("trust: test-root: {holder}"));
+        }
         // What wasn't looked at for a deeper fault needs no second reason.
         let sound = checks
             .iter()
@@ -269,11 +448,10 @@ impl AttestationResult {
                 .filter(|check| check.id == requirement.check_id())
             {
                 if let Outcome::NotChecked(why) = &check.outcome {
-                    let reason = match requirement {
-                        Requirement::Revocation if why.starts_with("CrlStale") => Reason::CrlStale,
-                        Requirement::Revocation if why.starts_with("CrlInvalid") => Reason::CrlInvalid,
-                        Requirement::Revocation => Reason::CrlMissing,
-                        _ => Reason::ReferenceMissing,
+                    let reason = match (unusable_reason(why), requirement) {
+                        (Some(reason), _) => reason,
+                        (None, Requirement::Revocation) => Reason::CrlMissing,
+                        (None, _) => Reason::ReferenceMissing,
                     };
                     check.outcome = Outcome::Missing(reason, why.clone());
                 }
@@ -385,6 +563,9 @@ impl Check {
         };
         let mut line =
             json!({ "id": self.id, "outcome": outcome, "expected": self.expected, "found": self.found });
+        if self.part != Part::Main {
+            line["part"] = json!(self.part.to_string());
+        }
         if let Some(reason) = reason {
             line["reason"] = json!(reason);
         }
@@ -392,6 +573,16 @@ impl Check {
             line["why"] = json!(why);
         }
         line
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Main => f.write_str("main"),
+            Self::Gpu(n) => write!(f, "gpu {n}"),
+            Self::Host => f.write_str("host"),
+        }
     }
 }
 
@@ -435,7 +626,7 @@ impl fmt::Display for AttestationResult {
             self.verdict,
             self.grade,
             self.trust,
-            crate::snp::show_time(self.at)
+            crate::x509::show_time(self.at)
         )?;
         if self.trust == Trust::TestRoot {
             writeln!(

@@ -1,23 +1,41 @@
-//! Trust anchors: AMD's root keys (ARK), pinned in the program, and test roots that somebody named.
+//! Trust anchors: the makers' root certificates, pinned in the program, and test roots that somebody named.
+
+#![allow(dead_code, reason = "tdx, nvidia and tpm are being written on this")]
 
 use std::sync::LazyLock;
 
-use sha2::{Digest, Sha256};
-
 use crate::result::Trust;
-use crate::snp::Cert;
+use crate::x509::Cert;
+
+/// What a root may vouch for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RootKind {
+    /// AMD's root keys (ARK): SEV-SNP reports.
+    Amd,
+    /// Intel's SGX Root CA: TDX quotes and their collateral.
+    Intel,
+    /// NVIDIA's Device Identity CA: GPU evidence.
+    NvidiaDevice,
+    /// NVIDIA's root of reference integrity manifests.
+    NvidiaRim,
+    /// Makers of TPMs, and whoever certifies attestation keys. None is pinned: there are hundreds.
+    Tpm,
+    /// Anything: a test root that somebody named.
+    Any,
+}
 
 /// A trust anchor.
 #[derive(Clone, Debug)]
 pub(crate) struct Root {
     pub(crate) cert: Cert,
     pub(crate) trust: Trust,
+    pub(crate) kind: RootKind,
 }
 
 /// The certificates that may stand at the end of a chain.
 #[derive(Clone, Debug)]
 pub struct Roots {
-    roots: Vec<Root>,
+    named: Vec<Root>,
 }
 
 /// Why a file can't be a trust anchor.
@@ -30,75 +48,93 @@ pub enum RootsError {
 }
 
 /// AMD's certificates, as its key distribution service gives them; see `roots/SOURCES`.
-pub(crate) struct Shipped {
+pub(crate) struct Amd {
     pub(crate) ark: &'static [u8],
     pub(crate) ask: &'static [u8],
     pub(crate) asvk: &'static [u8],
 }
 
-pub(crate) const SHIPPED: [Shipped; 3] = [
-    Shipped {
+pub(crate) const AMD: [Amd; 3] = [
+    Amd {
         ark: include_bytes!("roots/amd/milan-ark.der"),
         ask: include_bytes!("roots/amd/milan-ask.der"),
         asvk: include_bytes!("roots/amd/milan-asvk.der"),
     },
-    Shipped {
+    Amd {
         ark: include_bytes!("roots/amd/genoa-ark.der"),
         ask: include_bytes!("roots/amd/genoa-ask.der"),
         asvk: include_bytes!("roots/amd/genoa-asvk.der"),
     },
-    Shipped {
+    Amd {
         ark: include_bytes!("roots/amd/turin-ark.der"),
         ask: include_bytes!("roots/amd/turin-ask.der"),
         asvk: include_bytes!("roots/amd/turin-asvk.der"),
     },
 ];
 
-/// The shipped certificates, read once: roots, and intermediates.
-static PARSED: LazyLock<(Vec<Cert>, Vec<Cert>)> = LazyLock::new(|| {
-    let parse = |der: &[u8]| Cert::parse(der).expect("the shipped certificates are tested to be readable");
-    let intermediates = SHIPPED.iter().flat_map(|shipped| [shipped.ask, shipped.asvk]);
+/// Roots of the other makers; see `roots/SOURCES`.
+const OTHERS: [(RootKind, &[u8]); 3] = [
+    (RootKind::Intel, include_bytes!("roots/intel/sgx-root-ca.der")),
     (
-        SHIPPED.iter().map(|shipped| parse(shipped.ark)).collect(),
-        intermediates.map(parse).collect(),
-    )
+        RootKind::NvidiaDevice,
+        include_bytes!("roots/nvidia/device-identity-ca.der"),
+    ),
+    (
+        RootKind::NvidiaRim,
+        include_bytes!("roots/nvidia/rim-signing-root-ca.der"),
+    ),
+];
+
+fn shipped(der: &[u8]) -> Cert {
+    Cert::parse(der).expect("the shipped certificates are tested to be readable")
+}
+
+/// The pinned roots, read once.
+static PINNED: LazyLock<Vec<Root>> = LazyLock::new(|| {
+    let amd = AMD.iter().map(|amd| (RootKind::Amd, amd.ark));
+    let root = |(kind, der): (RootKind, &[u8])| Root {
+        cert: shipped(der),
+        trust: Trust::Pinned,
+        kind,
+    };
+    amd.chain(OTHERS).map(root).collect()
+});
+
+static AMD_INTERMEDIATES: LazyLock<Vec<Cert>> = LazyLock::new(|| {
+    AMD.iter()
+        .flat_map(|amd| [amd.ask, amd.asvk])
+        .map(shipped)
+        .collect()
 });
 
 /// ASK and ASVK of every product.
-pub(crate) fn shipped_intermediates() -> &'static [Cert] {
-    &PARSED.1
+pub(crate) fn amd_intermediates() -> &'static [Cert] {
+    &AMD_INTERMEDIATES
 }
 
 impl Roots {
-    /// AMD's roots for Milan, Genoa and Turin.
+    /// The makers' roots: AMD's for Milan, Genoa and Turin, Intel's, NVIDIA's two.
     pub fn pinned() -> Self {
-        let pinned = |cert: &Cert| Root {
-            cert: cert.clone(),
-            trust: Trust::Pinned,
-        };
-        Self {
-            roots: PARSED.0.iter().map(pinned).collect(),
-        }
+        Self { named: Vec::new() }
     }
 
-    /// Trusts one more root (DER). Every result that rests on it says `trust: test-root`.
+    /// Trusts one more root (DER), for evidence of any kind. Every result that rests on it says `trust: test-root`.
     pub fn with_test_root(mut self, der: &[u8]) -> Result<Self, RootsError> {
         let cert = Cert::parse(der).map_err(|e| RootsError::NotACertificate(e.to_string()))?;
-        if self.roots.iter().all(|root| root.cert.der != der) {
-            let trust = Trust::TestRoot;
-            self.roots.push(Root { cert, trust });
+        if self.iter().all(|root| root.cert.der != der) {
+            let (trust, kind) = (Trust::TestRoot, RootKind::Any);
+            self.named.push(Root { cert, trust, kind });
         }
         Ok(self)
     }
 
-    /// SHA-256 of every root's DER, with how it is trusted.
-    pub fn fingerprints(&self) -> impl Iterator<Item = ([u8; 32], Trust)> {
-        self.roots
-            .iter()
-            .map(|root| (Sha256::digest(&root.cert.der).into(), root.trust))
+    fn iter(&self) -> impl Iterator<Item = &Root> {
+        PINNED.iter().chain(&self.named)
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Root> {
-        self.roots.iter()
+    /// The roots that may vouch for `kind`: the pinned ones of that kind, and those that somebody named.
+    pub(crate) fn of(&self, kind: RootKind) -> impl Iterator<Item = &Root> {
+        self.iter()
+            .filter(move |root| root.kind == kind || root.kind == RootKind::Any)
     }
 }

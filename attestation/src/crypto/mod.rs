@@ -1,5 +1,7 @@
-//! The three signature checks that evidence needs, behind one trait: aws-lc-rs where it runs, RustCrypto elsewhere
+//! The signature checks that evidence needs, behind one trait: aws-lc-rs where it runs, RustCrypto elsewhere
 //! (wasm32). Both give the same verdicts; a test compares them.
+
+#![allow(dead_code, reason = "tdx, nvidia and tpm are being written on this")]
 
 #[cfg(feature = "native")]
 mod native;
@@ -7,12 +9,33 @@ mod native;
 mod rustcrypto;
 
 /// Signature checks. Keys and signatures come as the formats carry them; anything unreadable is simply not valid.
+///
+/// EC keys: SEC 1, uncompressed; ECDSA signatures: r ‖ s, big-endian. RSA keys: PKCS #1 `RSAPublicKey` (DER) of 2048 to
+/// 4096 bits.
 pub(crate) trait Crypto {
-    /// ECDSA P-384 with SHA-384. `key`: SEC 1, uncompressed (97 bytes); `signature`: r ‖ s, 48 bytes each, big-endian.
+    /// ECDSA P-256 with SHA-256.
+    fn p256_sha256(&self, key: &[u8], message: &[u8], signature: &[u8; 64]) -> bool;
+
+    /// ECDSA P-384 with SHA-384.
     fn p384_sha384(&self, key: &[u8], message: &[u8], signature: &[u8; 96]) -> bool;
 
-    /// RSASSA-PSS with SHA-384, MGF1-SHA-384, salt of 48 bytes. `key`: PKCS #1 `RSAPublicKey` (DER), 4096 bits.
+    /// RSASSA-PSS with SHA-256, MGF1-SHA-256, salt of 32 bytes.
+    fn rsa_pss_sha256(&self, key: &[u8], message: &[u8], signature: &[u8]) -> bool;
+
+    /// RSASSA-PSS with SHA-384, MGF1-SHA-384, salt of 48 bytes.
     fn rsa_pss_sha384(&self, key: &[u8], message: &[u8], signature: &[u8]) -> bool;
+
+    /// RSASSA-PKCS1-v1_5 with SHA-256.
+    fn rsa_pkcs1_sha256(&self, key: &[u8], message: &[u8], signature: &[u8]) -> bool;
+
+    /// RSASSA-PKCS1-v1_5 with SHA-384.
+    fn rsa_pkcs1_sha384(&self, key: &[u8], message: &[u8], signature: &[u8]) -> bool;
+}
+
+/// Whether the DER of a PKCS #1 key can hold a modulus of 2048 to 4096 bits: both implementations then judge alike.
+#[cfg(any(feature = "native", feature = "rustcrypto"))]
+fn rsa_key_fits(key: &[u8]) -> bool {
+    (266..=530).contains(&key.len())
 }
 
 /// The implementation of this build.
@@ -29,11 +52,27 @@ pub(crate) struct NoCrypto;
 
 #[cfg(not(any(feature = "native", feature = "rustcrypto")))]
 impl Crypto for NoCrypto {
+    fn p256_sha256(&self, _: &[u8], _: &[u8], _: &[u8; 64]) -> bool {
+        false
+    }
+
     fn p384_sha384(&self, _: &[u8], _: &[u8], _: &[u8; 96]) -> bool {
         false
     }
 
+    fn rsa_pss_sha256(&self, _: &[u8], _: &[u8], _: &[u8]) -> bool {
+        false
+    }
+
     fn rsa_pss_sha384(&self, _: &[u8], _: &[u8], _: &[u8]) -> bool {
+        false
+    }
+
+    fn rsa_pkcs1_sha256(&self, _: &[u8], _: &[u8], _: &[u8]) -> bool {
+        false
+    }
+
+    fn rsa_pkcs1_sha384(&self, _: &[u8], _: &[u8], _: &[u8]) -> bool {
         false
     }
 }
@@ -41,61 +80,130 @@ impl Crypto for NoCrypto {
 #[cfg(all(test, feature = "native", feature = "rustcrypto"))]
 mod tests {
     use aws_lc_rs::rand::SystemRandom;
-    use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+    use aws_lc_rs::rsa::{KeySize, PublicKeyComponents};
+    use aws_lc_rs::signature::{self, EcdsaKeyPair, KeyPair, RsaKeyPair};
 
     use super::*;
 
+    const BOTH: [&dyn Crypto; 2] = [&native::AwsLc, &rustcrypto::RustCrypto];
+
+    /// A good signature and what becomes of it when bits or numbers change: all but the first are invalid.
+    fn ecdsa_cases<const N: usize>(good: [u8; N]) -> [(&'static str, [u8; N]); 5] {
+        let half = N / 2;
+        let changed = |change: &dyn Fn(&mut [u8; N])| {
+            let mut signature = good;
+            change(&mut signature);
+            signature
+        };
+        [
+            ("good", good),
+            ("r = 0", changed(&|s| s[..half].fill(0))),
+            ("s = 0", changed(&|s| s[half..].fill(0))),
+            ("r ≥ n", changed(&|s| s[..half].fill(0xff))),
+            ("one bit", changed(&|s| s[20] ^= 1)),
+        ]
+    }
+
     #[test]
-    fn both_implementations_give_the_same_verdicts() {
-        let both: [&dyn Crypto; 2] = [&native::AwsLc, &rustcrypto::RustCrypto];
-        let key = EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING).unwrap();
-        let (message, point) = (b"a message", key.public_key().as_ref());
-        let good: [u8; 96] = key
-            .sign(&SystemRandom::new(), message)
-            .unwrap()
-            .as_ref()
-            .try_into()
-            .unwrap();
-        let mut zero_r = good;
-        zero_r[..48].fill(0);
-        let mut zero_s = good;
-        zero_s[48..].fill(0);
-        let mut large = good;
-        large[..48].fill(0xff);
-        let mut flipped = good;
-        flipped[20] ^= 1;
-        for (row, signature, want) in [
-            ("good", good, true),
-            ("r = 0", zero_r, false),
-            ("s = 0", zero_s, false),
-            ("r ≥ n", large, false),
-            ("one bit", flipped, false),
-        ] {
-            for crypto in both {
-                assert_eq!(crypto.p384_sha384(point, message, &signature), want, "{row}");
-                assert!(
-                    !crypto.p384_sha384(point, b"another", &signature),
-                    "{row}, another message"
-                );
-                assert!(!crypto.p384_sha384(&[], message, &signature), "{row}, no key");
-                assert!(
-                    !crypto.p384_sha384(&point[1..], message, &signature),
-                    "{row}, short key"
-                );
+    fn both_implementations_give_the_same_verdicts_on_ecdsa() {
+        let message = b"a message";
+        let random = SystemRandom::new();
+        let p384 = EcdsaKeyPair::generate(&signature::ECDSA_P384_SHA384_FIXED_SIGNING).unwrap();
+        let p256 = EcdsaKeyPair::generate(&signature::ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+        let (point_384, point_256) = (p384.public_key().as_ref(), p256.public_key().as_ref());
+        for crypto in BOTH {
+            let good = p384.sign(&random, message).unwrap().as_ref().try_into().unwrap();
+            for (row, rs) in ecdsa_cases::<96>(good) {
+                let check = |key: &[u8], message: &[u8]| crypto.p384_sha384(key, message, &rs);
+                assert_eq!(check(point_384, message), row == "good", "P-384 {row}");
+                for (key, message) in [
+                    (point_384, &b"another"[..]),
+                    (&[], message),
+                    (&point_384[1..], message),
+                ] {
+                    assert!(!check(key, message), "P-384 {row}");
+                }
+                assert!(!check(point_256, message), "P-384 {row}, a key of P-256");
+            }
+            let good = p256.sign(&random, message).unwrap().as_ref().try_into().unwrap();
+            for (row, rs) in ecdsa_cases::<64>(good) {
+                let check = |key: &[u8], message: &[u8]| crypto.p256_sha256(key, message, &rs);
+                assert_eq!(check(point_256, message), row == "good", "P-256 {row}");
+                for (key, message) in [
+                    (point_256, &b"another"[..]),
+                    (&[], message),
+                    (&point_256[1..], message),
+                ] {
+                    assert!(!check(key, message), "P-256 {row}");
+                }
+                assert!(!check(point_384, message), "P-256 {row}, a key of P-384");
+            }
+        }
+    }
+
+    #[test]
+    fn both_implementations_give_the_same_verdicts_on_rsa() {
+        type Check = fn(&dyn Crypto, &[u8], &[u8], &[u8]) -> bool;
+        let schemes: [(&str, &dyn signature::RsaEncoding, Check); 4] = [
+            ("PSS SHA-256", &signature::RSA_PSS_SHA256, |c, k, m, s| {
+                c.rsa_pss_sha256(k, m, s)
+            }),
+            ("PSS SHA-384", &signature::RSA_PSS_SHA384, |c, k, m, s| {
+                c.rsa_pss_sha384(k, m, s)
+            }),
+            ("PKCS1 SHA-256", &signature::RSA_PKCS1_SHA256, |c, k, m, s| {
+                c.rsa_pkcs1_sha256(k, m, s)
+            }),
+            ("PKCS1 SHA-384", &signature::RSA_PKCS1_SHA384, |c, k, m, s| {
+                c.rsa_pkcs1_sha384(k, m, s)
+            }),
+        ];
+        let message = b"a message";
+        let key = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
+        let public = key.public_key().as_ref();
+        assert_eq!(
+            PublicKeyComponents::<Vec<u8>>::from(key.public_key()).n.len(),
+            256
+        );
+        for (signed_by, encoding, _) in schemes {
+            let mut good = vec![0; key.public_modulus_len()];
+            key.sign(encoding, &SystemRandom::new(), message, &mut good)
+                .unwrap();
+            let mut flipped = good.clone();
+            flipped[100] ^= 4;
+            for (checked_by, _, check) in schemes {
+                for crypto in BOTH {
+                    let row = format!("signed by {signed_by}, checked by {checked_by}");
+                    assert_eq!(
+                        check(crypto, public, message, &good),
+                        signed_by == checked_by,
+                        "{row}"
+                    );
+                    assert!(!check(crypto, public, b"another", &good), "{row}");
+                    assert!(!check(crypto, public, message, &flipped), "{row}");
+                    assert!(!check(crypto, public, message, &good[1..]), "{row}");
+                    assert!(!check(crypto, &public[1..], message, &good), "{row}");
+                    assert!(!check(crypto, &[], message, &good), "{row}");
+                }
             }
         }
     }
 
     #[test]
     fn both_implementations_believe_amds_certificates() {
-        for shipped in crate::roots::SHIPPED {
+        use crate::x509::{Cert, PublicKey};
+        for shipped in crate::roots::AMD {
             for der in [shipped.ask, shipped.asvk] {
-                let (tbs, signature, key) = crate::snp::signed_parts_of(der, shipped.ark);
-                for crypto in [&native::AwsLc as &dyn Crypto, &rustcrypto::RustCrypto] {
-                    assert!(crypto.rsa_pss_sha384(&key, &tbs, &signature));
-                    assert!(!crypto.rsa_pss_sha384(&key, &tbs[1..], &signature));
-                    assert!(!crypto.rsa_pss_sha384(&key, &tbs, &signature[1..]));
-                    assert!(!crypto.rsa_pss_sha384(&[], &tbs, &signature));
+                let (cert, issuer) = (Cert::parse(der).unwrap(), Cert::parse(shipped.ark).unwrap());
+                let PublicKey::Rsa(key) = &issuer.key else {
+                    panic!("AMD's CAs have RSA keys")
+                };
+                let (tbs, signature) = cert.signed.parts();
+                for crypto in BOTH {
+                    assert!(crypto.rsa_pss_sha384(key, tbs, signature));
+                    assert!(!crypto.rsa_pss_sha384(key, &tbs[1..], signature));
+                    assert!(!crypto.rsa_pss_sha384(key, tbs, &signature[1..]));
+                    assert!(!crypto.rsa_pss_sha384(&[], tbs, signature));
                 }
             }
         }

@@ -1,35 +1,61 @@
 //! Signature checks in pure Rust, for wasm32.
 
 use p384::ecdsa::signature::Verifier;
-use p384::ecdsa::{Signature, VerifyingKey};
 use rsa::RsaPublicKey;
 use rsa::pkcs1::DecodeRsaPublicKey;
-use sha2::Sha384;
+use sha2::{Sha256, Sha384};
 
-use super::Crypto;
+use super::{Crypto, rsa_key_fits};
 
 pub(crate) struct RustCrypto;
 
+fn rsa_key(key: &[u8]) -> Option<RsaPublicKey> {
+    RsaPublicKey::from_pkcs1_der(key)
+        .ok()
+        .filter(|_| rsa_key_fits(key))
+}
+
+/// The curve's own type of signature and key don't share a trait with a constructor, so the shape is written once here.
+macro_rules! ecdsa {
+    ($curve:ident, $key:expr, $message:expr, $signature:expr) => {{
+        let (key, signature) = (
+            $curve::ecdsa::VerifyingKey::from_sec1_bytes($key),
+            $curve::ecdsa::Signature::from_slice($signature),
+        );
+        matches!((key, signature), (Ok(key), Ok(signature)) if key.verify($message, &signature).is_ok())
+    }};
+}
+
+macro_rules! rsa {
+    ($scheme:ident, $hash:ty, $key:expr, $message:expr, $signature:expr) => {{
+        let key = rsa_key($key).map(rsa::$scheme::VerifyingKey::<$hash>::new);
+        let signature = rsa::$scheme::Signature::try_from($signature);
+        matches!((key, signature), (Some(key), Ok(signature)) if key.verify($message, &signature).is_ok())
+    }};
+}
+
 impl Crypto for RustCrypto {
+    fn p256_sha256(&self, key: &[u8], message: &[u8], signature: &[u8; 64]) -> bool {
+        ecdsa!(p256, key, message, signature)
+    }
+
     fn p384_sha384(&self, key: &[u8], message: &[u8], signature: &[u8; 96]) -> bool {
-        let (Ok(key), Ok(signature)) = (
-            VerifyingKey::from_sec1_bytes(key),
-            Signature::from_slice(signature),
-        ) else {
-            return false;
-        };
-        key.verify(message, &signature).is_ok()
+        ecdsa!(p384, key, message, signature)
+    }
+
+    fn rsa_pss_sha256(&self, key: &[u8], message: &[u8], signature: &[u8]) -> bool {
+        rsa!(pss, Sha256, key, message, signature)
     }
 
     fn rsa_pss_sha384(&self, key: &[u8], message: &[u8], signature: &[u8]) -> bool {
-        let (Ok(key), Ok(signature)) = (
-            RsaPublicKey::from_pkcs1_der(key),
-            rsa::pss::Signature::try_from(signature),
-        ) else {
-            return false;
-        };
-        rsa::pss::VerifyingKey::<Sha384>::new(key)
-            .verify(message, &signature)
-            .is_ok()
+        rsa!(pss, Sha384, key, message, signature)
+    }
+
+    fn rsa_pkcs1_sha256(&self, key: &[u8], message: &[u8], signature: &[u8]) -> bool {
+        rsa!(pkcs1v15, Sha256, key, message, signature)
+    }
+
+    fn rsa_pkcs1_sha384(&self, key: &[u8], message: &[u8], signature: &[u8]) -> bool {
+        rsa!(pkcs1v15, Sha384, key, message, signature)
     }
 }

@@ -230,7 +230,7 @@ mod tests {
         let again = Platform::from_parts(platform.to_parts()).unwrap();
         assert_eq!(again.certificates(), platform.certificates());
         for certificate in again.certificates() {
-            crate::snp::check_certificate(&certificate).unwrap();
+            crate::x509::check_certificate(&certificate).unwrap();
         }
         let launch = Launch {
             measurement: [1; 48],

@@ -11,12 +11,12 @@
 
 use std::fmt::Display;
 
-use super::cert::{Cert, Crl, PublicKey, show_time};
 use super::report::Report;
 use super::{Product, VekKind, vek};
 use crate::crypto::CRYPTO;
 use crate::result::{Check, Reason, Trust};
-use crate::roots::shipped_intermediates;
+use crate::roots::{RootKind, amd_intermediates};
+use crate::x509::{Cert, Crl, PublicKey, dates, show_time};
 use crate::{Endorsements, Roots};
 
 /// A report that a trusted key signed, with a certificate that agrees with it. Only [`authenticate`] makes one. It says
@@ -191,10 +191,13 @@ impl Pool {
         }
         pool.supplied = !pool.intermediates.is_empty();
         if !pool.supplied {
-            pool.intermediates.extend_from_slice(shipped_intermediates());
+            pool.intermediates.extend_from_slice(amd_intermediates());
         }
-        pool.roots
-            .extend(roots.iter().map(|root| (root.cert.clone(), root.trust)));
+        pool.roots.extend(
+            roots
+                .of(RootKind::Amd)
+                .map(|root| (root.cert.clone(), root.trust)),
+        );
         pool.crls
             .extend(endorsements.crls().filter_map(|der| Crl::parse(der).ok()));
         pool
@@ -410,33 +413,7 @@ impl Pool {
     }
 
     fn dates(&self, chain: &[&Cert]) -> Check {
-        let at = self.at;
-        let show = |cert: &Cert| {
-            format!(
-                "{} {}..{}",
-                quoted(&cert.subject_cn),
-                show_time(cert.not_before),
-                show_time(cert.not_after)
-            )
-        };
-        let early = chain.iter().find(|cert| at < cert.not_before);
-        let late = chain.iter().find(|cert| at > cert.not_after);
-        let (reason, found) = match (early, late) {
-            (_, Some(cert)) => (Reason::CertificateExpired, show(cert)),
-            (Some(cert), None) => (Reason::CertificateNotYetValid, show(cert)),
-            (None, None) => {
-                let found = chain.iter().map(|cert| show(cert)).collect::<Vec<_>>().join(", ");
-                (Reason::CertificateExpired, found)
-            }
-        };
-        let holds = early.is_none() && late.is_none();
-        Check::of(
-            "authenticate.dates",
-            holds,
-            reason,
-            format!("valid at {}", show_time(at)),
-            found,
-        )
+        dates("authenticate.dates", chain, self.at)
     }
 
     /// Looks the intermediate up. A VEK can't be revoked by itself: every VCEK has the serial number 0.
@@ -452,11 +429,8 @@ impl Pool {
             .collect();
         if own.is_empty() {
             let names: Vec<String> = self.crls.iter().map(|crl| quoted(&crl.issuer_cn)).collect();
-            let why = format!(
-                "CrlInvalid: no CRL of {} among those given",
-                quoted(&root.subject_cn)
-            );
-            return Check::not_checked(ID, why, names.join(", "));
+            let why = format!("no CRL of {} among those given", quoted(&root.subject_cn));
+            return Check::unusable(ID, Reason::CrlInvalid, why, names.join(", "));
         }
         let (genuine, forged): (Vec<&Crl>, Vec<&Crl>) = own
             .into_iter()
@@ -491,8 +465,8 @@ impl Pool {
             }
             None => {
                 let windows: Vec<String> = genuine.iter().map(|crl| window(crl)).collect();
-                let why = format!("CrlStale: no CRL given covers {}", show_time(self.at));
-                Check::not_checked(ID, why, windows.join(", "))
+                let why = format!("no CRL given covers {}", show_time(self.at));
+                Check::unusable(ID, Reason::CrlStale, why, windows.join(", "))
             }
         }
     }

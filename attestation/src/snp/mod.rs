@@ -20,16 +20,13 @@ mod vek;
 pub use appraise::appraise;
 pub use authenticate::{Authentic, Authentication, authenticate};
 pub use cert::certificate_claims;
-#[cfg(all(test, feature = "native", feature = "rustcrypto"))]
-pub(crate) use cert::signed_parts_of;
-pub(crate) use cert::{Cert, check_certificate, check_crl, show_time};
 pub use product::Product;
 pub use report::{REPORT_LEN, Report, ReportLength, SIGNED_LEN, VERSIONS};
 pub use tcb::{TcbFloor, TcbFloors, TcbPart, TcbVersion};
 
 use serde_json::Value;
 
-use crate::result::{AttestationResult, Check, Grade, Reason, Trust};
+use crate::result::{Appraisal, Check, Reason, Trust};
 use crate::{Endorsements, GuestKeys, Policy, Roots};
 
 /// Which key signed a report.
@@ -51,31 +48,18 @@ pub(crate) fn verify(
     roots: &Roots,
     policy: &Policy,
     at: u64,
-) -> AttestationResult {
-    let conclude = |checks, trust, warnings, claims| {
-        let required = policy.required.iter().copied();
-        AttestationResult::conclude(
-            checks,
-            required,
-            Grade::HardwareVerified,
-            trust,
-            at,
-            warnings,
-            claims,
-        )
-    };
+) -> Appraisal {
     let report = match Report::parse(report) {
         Ok(report) => report,
         Err(e) => {
-            let mut checks = vec![Check::of(
-                "format.length",
-                false,
-                Reason::Malformed,
-                REPORT_LEN,
-                format!("{} bytes", e.len),
-            )];
-            checks.extend(unappraised());
-            return conclude(checks, Trust::None, Vec::new(), Value::Null);
+            let found = format!("{} bytes", e.len);
+            let length = Check::of("format.length", false, Reason::Malformed, REPORT_LEN, found);
+            return Appraisal {
+                checks: [length].into_iter().chain(unappraised()).collect(),
+                trust: Trust::None,
+                warnings: Vec::new(),
+                claims: Value::Null,
+            };
         }
     };
     let length = Check::passed("format.length", REPORT_LEN);
@@ -91,24 +75,12 @@ pub(crate) fn verify(
         }
         None => checks.extend(unappraised()),
     }
-    for check in &checks {
-        if let crate::Outcome::NotChecked(why) = &check.outcome
-            && why.starts_with("Crl")
-        {
-            warnings.push(why.clone());
-        }
-    }
-    if authentication.trust == Trust::TestRoot {
-        warnings.push(
-            "trust: test-root: anybody who holds the test root's key can make this evidence".to_owned(),
-        );
-    }
-    conclude(
+    Appraisal {
         checks,
-        authentication.trust,
+        trust: authentication.trust,
         warnings,
-        report.claims(authentication.product),
-    )
+        claims: report.claims(authentication.product),
+    }
 }
 
 /// The appraisal of a report that isn't authentic: named, and not made.

@@ -2,9 +2,9 @@
 
 use der::asn1::ObjectIdentifier;
 
-use super::cert::Cert;
 use super::{Product, TcbVersion, VekKind};
 use crate::result::Reason;
+use crate::x509::Cert;
 
 const PRODUCT_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.4.1.3704.1.2");
 const BOOTLOADER: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.4.1.3704.1.3.1");

@@ -133,7 +133,7 @@ pub(super) fn appraise(
             .get(CHIP_ID)
             .filter(|id| id.iter().any(|byte| *byte != 0)) // all zero: masked, or signed by a VLEK
             .map(|id| hash(&[b"\x0bdecent-chip", trust.as_bytes(), b"\0", id])),
-        CpuEvidence::None => None,
+        CpuEvidence::Tdx { .. } | CpuEvidence::None => None,
     };
     Ok(Appraised {
         confirmation: Confirmation { grade, trust, result },

@@ -4,15 +4,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use attestation::snp::{Report, certificate_claims};
-use attestation::{CpuEvidence, Evidence};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::input;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Evidence (CBOR), or a raw SNP report of 1184 bytes
+    /// Evidence of any kind: raw, hex, base64, JSON or this program's CBOR
     evidence: PathBuf,
     /// Print JSON
     #[arg(long)]
@@ -20,7 +18,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
-    let shown = decode(&input::evidence(&args.evidence)??)?;
+    let shown = input::evidence(&args.evidence)??.claims();
     if args.json {
         println!("{shown:#}");
     } else {
@@ -28,39 +26,6 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         println!("\nNot verified: `attest show` judges nothing.");
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn decode(evidence: &Evidence) -> Result<Value> {
-    let cpu = match &evidence.cpu {
-        CpuEvidence::None => json!({ "kind": "none" }),
-        CpuEvidence::SevSnp { report, certificates } => {
-            let report = Report::parse(report)?;
-            let certificates: Vec<Value> = certificates.iter().map(|der| certificate_claims(der)).collect();
-            // A version 2 report doesn't say its product; its certificate's issuer does.
-            let product = report.product().or_else(|| {
-                let named = certificates
-                    .iter()
-                    .find_map(|certificate| certificate["product"].as_str());
-                attestation::snp::Product::ALL
-                    .into_iter()
-                    .find(|product| Some(product.name()) == named)
-            });
-            let mut claims = report.claims(product);
-            claims["signature"] = json!(hex::encode(&report.raw()[attestation::snp::SIGNED_LEN..][..144]));
-            claims["certificates"] = json!(certificates);
-            claims
-        }
-    };
-    let keys = &evidence.guest_keys;
-    Ok(json!({
-        "cpu": cpu,
-        "guest_keys": {
-            "ssh_host_key": keys.ssh_host_key.as_ref().map(|key| key.as_str()),
-            "tls_spki": keys.tls_spki.as_ref().map(hex::encode),
-            "wireguard": keys.wireguard.map(hex::encode),
-            "digest": hex::encode(keys.digest()),
-        },
-    }))
 }
 
 fn print_tree(value: &Value, depth: usize) {

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
 use attestation::{
-    AttestationResult, Binding, Endorsements, Evidence, Grade, Outcome, Policy, Requirement, Roots, Verdict,
-    refuse_malformed, settings_digest, verify,
+    AnyEvidence, AttestationResult, Binding, Endorsements, Evidence, Grade, GuestKeys, Outcome, Policy,
+    Requirement, Roots, Verdict, refuse_malformed, settings_digest, verify_any,
 };
 
 use super::{input, pins};
@@ -18,9 +18,9 @@ const POLICY_TEMPLATE: &str = include_str!("policy.toml");
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Evidence (CBOR), or a raw SNP report of 1184 bytes (then with --endorsements)
+    /// Evidence: an SNP report, a TDX quote, GPU evidence, a TPM quote (raw, hex, base64 or JSON), or this program's CBOR
     evidence: PathBuf,
-    /// Certificates and CRLs, DER or PEM: files, or folders in which what fits is found
+    /// Certificates, CRLs, Intel's collateral, NVIDIA's manifests: files, or folders in which what fits is found
     #[arg(long, value_name = "PATH")]
     endorsements: Vec<PathBuf>,
     /// The time that counts: Unix seconds, 2026-08-19 or 2026-08-19T14:09:01Z [default: now]
@@ -158,21 +158,27 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
 
 fn judge(
     args: &Args,
-    evidence: &Evidence,
+    evidence: &AnyEvidence,
     endorsements: &Endorsements,
     roots: &Roots,
     at: u64,
 ) -> Result<AttestationResult> {
-    let policy = policy_of(args, evidence)?;
-    let result = verify(evidence, endorsements, roots, &policy, at);
+    let no_keys = GuestKeys::default();
+    let vm = match evidence {
+        AnyEvidence::Vm(evidence) => Some(evidence),
+        _ => None,
+    };
+    let policy = policy_of(args, vm.map_or(&no_keys, |vm| &vm.guest_keys))?;
+    let result = verify_any(evidence, endorsements, roots, &policy, at);
     let wants_pins = args.pins.out_known_hosts.is_some() || args.pins.out_tls_pin.is_some();
     if wants_pins && result.is_verified() {
+        let evidence = vm.context("no pins are written: this evidence holds no keys of a VM")?;
         write_pins(args, evidence, &result)?;
     }
     Ok(result)
 }
 
-fn policy_of(args: &Args, evidence: &Evidence) -> Result<Policy> {
+fn policy_of(args: &Args, keys: &GuestKeys) -> Result<Policy> {
     let mut policy = match &args.policy {
         Some(path) => read_policy(path)?,
         None => Policy::default(),
@@ -192,7 +198,7 @@ fn policy_of(args: &Args, evidence: &Evidence) -> Result<Policy> {
                 contract,
                 nonce,
             }
-            .report_data(&evidence.guest_keys),
+            .report_data(keys),
         );
         policy.host_data = Some(contract);
     }
