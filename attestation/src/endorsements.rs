@@ -6,6 +6,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use crate::kind::decode_text;
 use crate::nvidia::References;
 use crate::tdx::Collateral;
 use crate::x509::{check_certificate, check_crl};
@@ -62,21 +63,22 @@ impl Endorsements {
         if let Some(recognised) = recognised.or_else(|| self.gpu.recognise(content)) {
             return recognised?.der.into_iter().try_for_each(|der| self.add_der(der));
         }
-        match std::str::from_utf8(content) {
-            Ok(text) if text.contains("-----BEGIN ") => {
-                for (label, der) in pem_blocks(text)? {
-                    match label {
-                        "CERTIFICATE" | "X509 CRL" => self.add_der(der)?,
-                        other => {
-                            let what = format!("a PEM block `{}`", other.escape_default());
-                            return Err(EndorsementsError::Unknown(what));
-                        }
-                    }
-                }
-                Ok(())
-            }
-            _ => self.add_der(content.to_vec()),
+        let Ok(text) = std::str::from_utf8(content) else {
+            return self.add_der(content.to_vec());
+        };
+        if !text.contains("-----BEGIN ") {
+            return self.add_der(decode_text(text).unwrap_or_else(|| content.to_vec()));
         }
+        for (label, der) in pem_blocks(text)? {
+            match label {
+                "CERTIFICATE" | "X509 CRL" => self.add_der(der)?,
+                other => {
+                    let what = format!("a PEM block `{}`", other.escape_default());
+                    return Err(EndorsementsError::Unknown(what));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn add_der(&mut self, der: Vec<u8>) -> Result<(), EndorsementsError> {

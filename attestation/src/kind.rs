@@ -63,7 +63,9 @@ impl AnyEvidence {
             return found;
         }
         let unknown = AnyEvidenceError::Unknown { len: content.len() };
-        decode_text(content)
+        std::str::from_utf8(content)
+            .ok()
+            .and_then(decode_text)
             .and_then(|bytes| Self::parse_raw(&bytes))
             .unwrap_or(Err(unknown))
     }
@@ -108,8 +110,8 @@ fn vm(cpu: CpuEvidence) -> AnyEvidence {
 }
 
 /// What text stands for; `None`: it is no such text.
-fn decode_text(content: &[u8]) -> Option<Vec<u8>> {
-    let text = std::str::from_utf8(content).ok()?.trim();
+pub(crate) fn decode_text(text: &str) -> Option<Vec<u8>> {
+    let text = text.trim();
     let body = match text
         .strip_prefix("-----BEGIN ")
         .and_then(|rest| rest.split_once("-----"))

@@ -60,4 +60,4 @@ pub use policy::{Policy, PolicyError, PolicyFile, Requirement};
 pub use result::{AttestationResult, Check, Grade, Outcome, Part, Reason, Trust, Verdict};
 pub use roots::{Roots, RootsError};
 pub use settings::{SETTINGS_DOMAIN, settings_digest};
-pub use verify::{refuse_malformed, verify, verify_any};
+pub use verify::{refuse_malformed, unreadable, verify, verify_any};

@@ -163,8 +163,8 @@ pub enum Reason {
     ReferenceMissing,
     /// No hardware speaks for this VM.
     NoHardwareEvidence,
-    /// Bytes of no kind of evidence that this verifier knows.
-    UnknownFormat,
+    /// A file that was named can't be read, or isn't what it should be.
+    Unreadable,
     /// A part of the evidence (GPU, host) that isn't bound to the VM's report.
     BindingMismatch,
 
@@ -481,6 +481,17 @@ impl AttestationResult {
             warnings,
             claims,
         }
+    }
+
+    /// Names something that the caller gave and that couldn't be read: evidence is never verified without it.
+    pub fn with_unreadable(mut self, what: &str) -> Self {
+        self.checks
+            .push(Check::missing("input.readable", Reason::Unreadable, what));
+        if self.verdict == Verdict::Verified {
+            self.verdict = Verdict::Indeterminate;
+            self.grade = Grade::Unconfirmed;
+        }
+        self
     }
 
     /// Whether everything asked for was checked and holds.

@@ -111,8 +111,17 @@ pub fn refuse_malformed(why: &str, at: u64) -> AttestationResult {
         "well-formed evidence",
         why,
     );
+    without_evidence(vec![check], at)
+}
+
+/// The result when there are no bytes to judge: a file that can't be read.
+pub fn unreadable(why: &str, at: u64) -> AttestationResult {
+    without_evidence(Vec::new(), at).with_unreadable(why)
+}
+
+fn without_evidence(checks: Vec<Check>, at: u64) -> AttestationResult {
     let appraisal = Appraisal {
-        checks: vec![check],
+        checks,
         trust: Trust::None,
         warnings: Vec::new(),
         claims: Value::Null,

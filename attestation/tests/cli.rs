@@ -79,6 +79,33 @@ fn exit_codes_say_verified_refused_or_cannot_tell() {
         ),
         (vec![short], 1, "refused", vec!["Malformed"]),
         (vec![empty], 1, "refused", vec!["Malformed"]),
+        (vec![long], 1, "refused", vec!["Malformed"]),
+        (vec!["/nonexistent"], 2, "indeterminate", vec!["Unreadable"]),
+        (vec![&genoa], 2, "indeterminate", vec!["Unreadable"]),
+        (
+            vec![
+                &genoa_report,
+                "--endorsements",
+                &genoa,
+                "--endorsements",
+                "/nonexistent",
+            ],
+            2,
+            "indeterminate",
+            vec!["Unreadable"],
+        ),
+        (
+            vec![&genoa_report, "--endorsements", &genoa_report],
+            2,
+            "indeterminate",
+            vec!["EndorsementsMissing", "Unreadable"],
+        ),
+        (
+            vec![&debug_report, "--endorsements", &debug, "--endorsements", empty],
+            1,
+            "refused",
+            vec!["DebugAllowed", "Unreadable"],
+        ),
     ] {
         let mut all = vec!["verify", "--json", "--at", "2026-09-01"];
         all.extend(&args);
@@ -93,11 +120,6 @@ fn exit_codes_say_verified_refused_or_cannot_tell() {
         assert_eq!(result["reasons"], serde_json::json!(reasons));
     }
     for args in [
-        vec!["verify", "/nonexistent"],
-        vec!["verify", long],
-        vec!["verify", &genoa],
-        vec!["verify", &genoa_report, "--endorsements", "/nonexistent"],
-        vec!["verify", &genoa_report, "--endorsements", &genoa_report],
         vec!["verify", &genoa_report, "--at", "yesterday"],
         vec!["verify", &genoa_report, "--expect-report-data", "00"],
         vec!["verify", &genoa_report, "--require", "everything"],
@@ -111,6 +133,148 @@ fn exit_codes_say_verified_refused_or_cannot_tell() {
             out.stdout.is_empty() && !out.stderr.is_empty(),
             "{args:?} says why, on stderr"
         );
+    }
+}
+
+/// What people have beside evidence: other encodings, line ends, links, and files that are something else.
+#[test]
+fn endorsements_are_found_in_whatever_form_they_lie_there() {
+    use base64::Engine;
+    let v = vectors();
+    let report = v.join("genoa-v3-msft/report.bin").to_str().unwrap().to_owned();
+    let der = std::fs::read(v.join("genoa-v3-msft/vek.der")).unwrap();
+    let base64 = base64::engine::general_purpose::STANDARD.encode(&der);
+    let lines: Vec<&str> = base64
+        .as_bytes()
+        .chunks(64)
+        .map(|line| std::str::from_utf8(line).unwrap())
+        .collect();
+    let pem = |end: &str| {
+        let body = lines.join(end);
+        format!("-----BEGIN CERTIFICATE-----{end}{body}{end}-----END CERTIFICATE-----{end}").into_bytes()
+    };
+    for (form, content) in [
+        ("DER", der.clone()),
+        ("PEM", pem("\n")),
+        ("PEM with CRLF", pem("\r\n")),
+        ("hex", hex::encode(&der).into_bytes()),
+        ("base64", base64.clone().into_bytes()),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("a-vek"), &content).unwrap();
+        std::fs::write(at("report.bin"), [7; 1184]).unwrap();
+        std::fs::write(at("empty"), []).unwrap();
+        std::os::unix::fs::symlink(at("nowhere"), at("dangling")).unwrap();
+        std::os::unix::fs::symlink(at("circle"), at("circle")).unwrap();
+        let folder = folder.path().to_str().unwrap();
+        let args = [
+            "verify",
+            "--json",
+            "--at",
+            "2026-09-01",
+            &report,
+            "--endorsements",
+            folder,
+        ];
+        let (code, result) = json(&args);
+        assert_eq!(code, Some(0), "{form}: {result:#}");
+        let warnings = result["warnings"].to_string();
+        assert!(
+            warnings.contains("dangling") && warnings.contains("circle"),
+            "{form}: {warnings}"
+        );
+        assert!(
+            !warnings.contains("report.bin") && !warnings.contains("empty"),
+            "{form}: {warnings}"
+        );
+        let file = format!("{folder}/a-vek");
+        let args = [
+            "verify",
+            "--json",
+            "--at",
+            "2026-09-01",
+            &report,
+            "--endorsements",
+            &file,
+        ];
+        assert_eq!(json(&args).0, Some(0), "{form} as a file");
+    }
+}
+
+#[test]
+fn evidence_is_read_in_whatever_form_it_comes() {
+    use base64::Engine;
+    use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+    let folder = tempfile::tempdir().unwrap();
+    let genoa = vectors().join("genoa-v3-msft");
+    let report = std::fs::read(genoa.join("report.bin")).unwrap();
+    let noise: Vec<u8> = (0..4_000_000u32)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
+    let (ok, bad) = ((0, "verified"), (1, "refused"));
+    for (form, content, (code, verdict)) in [
+        ("raw", report.clone(), ok),
+        ("hex", hex::encode(&report).into_bytes(), ok),
+        (
+            "0x",
+            format!("0x{}\r\n", hex::encode_upper(&report)).into_bytes(),
+            ok,
+        ),
+        ("base64", STANDARD.encode(&report).into_bytes(), ok),
+        ("base64url", URL_SAFE_NO_PAD.encode(&report).into_bytes(), ok),
+        ("a byte less", report[..1183].to_vec(), bad),
+        ("a byte more", [&report[..], &[0]].concat(), bad),
+        (
+            "a byte more in hex",
+            hex::encode([&report[..], &[0]].concat()).into_bytes(),
+            bad,
+        ),
+        ("noise", noise, bad),
+        ("zeros", vec![0; 1184], bad),
+        ("JSON", b"{\"report\": 1}".to_vec(), bad),
+        (
+            "deep JSON",
+            [vec![b'['; 100_000], vec![b']'; 100_000]].concat(),
+            bad,
+        ),
+    ] {
+        let file = folder.path().join("evidence");
+        std::fs::write(&file, content).unwrap();
+        let (file, genoa) = (file.to_str().unwrap(), genoa.to_str().unwrap());
+        let started = std::time::Instant::now();
+        let (got, result) = json(&[
+            "verify",
+            file,
+            "--json",
+            "--at",
+            "2026-09-01",
+            "--endorsements",
+            genoa,
+        ]);
+        assert_eq!(
+            (got, &result["verdict"]),
+            (Some(code), &verdict.into()),
+            "{form}: {result:#}"
+        );
+        assert!(started.elapsed().as_secs() < 10, "{form} in bounded time");
+    }
+}
+
+#[test]
+fn a_wrong_clock_is_a_reason() {
+    let genoa = vectors().join("genoa-v3-msft");
+    let (report, genoa) = (genoa.join("report.bin"), genoa.to_str().unwrap());
+    let report = report.to_str().unwrap();
+    for (at, reason) in [
+        ("0", "CertificateNotYetValid"),
+        ("1970-01-01", "CertificateNotYetValid"),
+        ("2100-01-01", "CertificateExpired"),
+        ("18446744073709551615", "CertificateExpired"),
+    ] {
+        let (code, result) = json(&["verify", report, "--json", "--at", at, "--endorsements", genoa]);
+        assert_eq!(code, Some(1), "{at}");
+        assert_eq!(result["reasons"], serde_json::json!([reason]), "{at}");
     }
 }
 

@@ -181,7 +181,8 @@ impl Pool {
             match Cert::parse(der) {
                 Ok(cert) if vek::kind(&cert).is_some() => pool.veks.push(cert),
                 Ok(cert) if cert.issuer == cert.subject => pool.supplied_roots.push(cert),
-                Ok(cert) => pool.intermediates.push(cert),
+                Ok(cert) if cert.subject_cn.starts_with("SEV-") => pool.intermediates.push(cert),
+                Ok(_) => {} // another maker's
                 // A host's certificate table may hold AMD's CRL too.
                 Err(e) => match Crl::parse(der) {
                     Ok(crl) => pool.crls.push(crl),
@@ -198,8 +199,9 @@ impl Pool {
                 .of(RootKind::Amd)
                 .map(|root| (root.cert.clone(), root.trust)),
         );
+        let crls = endorsements.crls().filter_map(|der| Crl::parse(der).ok());
         pool.crls
-            .extend(endorsements.crls().filter_map(|der| Crl::parse(der).ok()));
+            .extend(crls.filter(|crl| crl.issuer_cn.starts_with("ARK-")));
         pool
     }
 

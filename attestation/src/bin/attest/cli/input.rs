@@ -6,37 +6,64 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
-use attestation::{AnyEvidence, AnyEvidenceError, Endorsements, EndorsementsError};
+use attestation::{AnyEvidence, Endorsements, EndorsementsError};
 
 const EVIDENCE_FILE_MAX: u64 = 4 * 1024 * 1024;
 const ENDORSEMENT_FILE_MAX: u64 = 4 * 1024 * 1024;
 const SSH_KEYS_FILE_MAX: u64 = 64 * 1024;
 const FOLDER_DEPTH_MAX: usize = 4;
-const FOLDER_FILES_MAX: usize = 1000;
+const FOLDER_FILES_MAX: usize = 10_000;
+
+/// Why a file's content isn't there.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReadError {
+    /// The system doesn't give it.
+    #[error("cannot read {path}")]
+    Io {
+        path: String,
+        #[source]
+        source: std::io::Error,
+    },
+    /// There is more of it than anything here needs.
+    #[error("{path} has more than {max} bytes")]
+    TooLong { path: String, max: u64 },
+}
 
 /// A whole file, at most `max` bytes.
-pub(super) fn read(path: &Path, max: u64) -> Result<Vec<u8>> {
-    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    let metadata = file
-        .metadata()
-        .with_context(|| format!("cannot read {}", path.display()))?;
-    ensure!(!metadata.is_dir(), "{} is a directory", path.display());
+pub(super) fn read(path: &Path, max: u64) -> Result<Vec<u8>, ReadError> {
+    let shown = || path.display().to_string();
+    let io = |source| ReadError::Io {
+        path: shown(),
+        source,
+    };
     let mut content = Vec::new();
     // A limit on the reading, not on the size that the file claims: it may grow, or be a pipe.
-    file.take(max + 1)
-        .read_to_end(&mut content)
-        .with_context(|| format!("cannot read {}", path.display()))?;
-    ensure!(
-        content.len() as u64 <= max,
-        "{} is longer than {max} bytes",
-        path.display()
-    );
+    let file = File::open(path).map_err(io)?;
+    file.take(max + 1).read_to_end(&mut content).map_err(io)?;
+    if content.len() as u64 > max {
+        return Err(ReadError::TooLong { path: shown(), max });
+    }
     Ok(content)
 }
 
-/// Evidence of any kind. An error inside: the file could be read, and is no evidence.
-pub(super) fn evidence(path: &Path) -> Result<Result<AnyEvidence, AnyEvidenceError>> {
-    Ok(AnyEvidence::parse(&read(path, EVIDENCE_FILE_MAX)?))
+/// Why there is no evidence to judge.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoEvidence {
+    /// Nothing could be read.
+    #[error(transparent)]
+    Unreadable(ReadError),
+    /// The file could be read, and is no evidence.
+    #[error("{0}")]
+    Malformed(String),
+}
+
+/// Evidence of any kind.
+pub(super) fn evidence(path: &Path) -> Result<AnyEvidence, NoEvidence> {
+    let content = read(path, EVIDENCE_FILE_MAX).map_err(|error| match error {
+        ReadError::Io { .. } => NoEvidence::Unreadable(error),
+        ReadError::TooLong { .. } => NoEvidence::Malformed(error.to_string()),
+    })?;
+    AnyEvidence::parse(&content).map_err(|error| NoEvidence::Malformed(error.to_string()))
 }
 
 /// OpenSSH public keys, one a line; empty lines and comments are skipped, as `decent rent` does.
@@ -59,53 +86,88 @@ pub(super) fn ssh_keys(path: &Path) -> Result<Vec<String>> {
     Ok(keys)
 }
 
-/// Certificates and CRLs from files and folders. In a folder, files that are neither are passed over.
-pub(super) fn endorsements(paths: &[impl AsRef<Path>]) -> Result<Endorsements> {
-    let mut endorsements = Endorsements::none();
-    for path in paths {
-        let path = path.as_ref();
-        let metadata = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
-        if metadata.is_dir() {
-            let mut files = 0;
-            add_folder(&mut endorsements, path, FOLDER_DEPTH_MAX, &mut files)?;
-        } else {
-            let content = read(path, ENDORSEMENT_FILE_MAX)?;
-            endorsements
-                .add(&content)
-                .with_context(|| format!("{}", path.display()))?;
-        }
-    }
-    Ok(endorsements)
+/// Endorsements, and what couldn't be used of that which was named.
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) endorsements: Endorsements,
+    /// Files that the caller named: nothing is verified without them.
+    pub(super) unreadable: Vec<String>,
+    /// Files in folders that the caller named: counted as not given.
+    pub(super) passed_over: Vec<String>,
 }
 
-fn add_folder(endorsements: &mut Endorsements, folder: &Path, depth: usize, files: &mut usize) -> Result<()> {
-    let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
-    let mut paths = entries
-        .map(|entry| Ok(entry?.path()))
-        .collect::<std::io::Result<Vec<_>>>()?;
-    paths.sort();
-    for path in paths {
-        *files += 1;
-        ensure!(
-            *files <= FOLDER_FILES_MAX,
-            "{} has more than {FOLDER_FILES_MAX} files",
-            folder.display()
-        );
-        let Ok(metadata) = fs::metadata(&path) else {
+/// Endorsements from files and folders. In a folder, files that are no endorsements at all are passed over silently;
+/// those that can't be read are named.
+pub(super) fn endorsements(paths: &[impl AsRef<Path>]) -> Result<Found> {
+    let mut found = Found::default();
+    for path in paths.iter().map(AsRef::as_ref) {
+        if path.is_dir() {
+            let mut files = 0;
+            found.add_folder(path, FOLDER_DEPTH_MAX, &mut files)?;
             continue;
-        }; // a dangling link
-        if metadata.is_dir() {
-            if depth > 0 {
-                add_folder(endorsements, &path, depth - 1, files)?;
-            }
-        } else if metadata.is_file() && metadata.len() <= ENDORSEMENT_FILE_MAX {
-            match endorsements.add(&read(&path, ENDORSEMENT_FILE_MAX)?) {
-                Ok(()) | Err(EndorsementsError::Unknown(_)) => {}
-                Err(error) => return Err(error).with_context(|| format!("{}", path.display())),
-            }
+        }
+        let added = read(path, ENDORSEMENT_FILE_MAX).map_err(anyhow::Error::from);
+        let added = added.and_then(|content| {
+            let context = || format!("{} is no endorsement", path.display());
+            found.endorsements.add(&content).with_context(context)
+        });
+        if let Err(error) = added {
+            found.unreadable.push(format!("{error:#}"));
         }
     }
-    Ok(())
+    Ok(found)
+}
+
+impl Found {
+    fn add_folder(&mut self, folder: &Path, depth: usize, files: &mut usize) -> Result<()> {
+        let paths = fs::read_dir(folder).and_then(|entries| {
+            let paths: std::io::Result<Vec<_>> = entries.map(|entry| Ok(entry?.path())).collect();
+            paths
+        });
+        let mut paths = match paths {
+            Ok(paths) => paths,
+            Err(error) => {
+                self.passed_over
+                    .push(format!("cannot read {}: {error}", folder.display()));
+                return Ok(());
+            }
+        };
+        paths.sort();
+        for path in paths {
+            *files += 1;
+            let shown = folder.display();
+            ensure!(
+                *files <= FOLDER_FILES_MAX,
+                "{shown} has more than {FOLDER_FILES_MAX} files"
+            );
+            match fs::metadata(&path) {
+                // A dangling link, or a circle of them.
+                Err(error) => self
+                    .passed_over
+                    .push(format!("cannot read {}: {error}", path.display())),
+                Ok(metadata) if metadata.is_dir() && depth > 0 => self.add_folder(&path, depth - 1, files)?,
+                Ok(metadata) if metadata.is_dir() => {
+                    self.passed_over.push(format!("{} is too deep", path.display()));
+                }
+                Ok(metadata) if metadata.is_file() && metadata.len() <= ENDORSEMENT_FILE_MAX => {
+                    self.add_file(&path)
+                }
+                Ok(_) => {} // a device, a pipe, or far too large
+            }
+        }
+        Ok(())
+    }
+
+    fn add_file(&mut self, path: &Path) {
+        let added = read(path, ENDORSEMENT_FILE_MAX).map_err(anyhow::Error::from);
+        let added = added.and_then(|content| match self.endorsements.add(&content) {
+            Err(EndorsementsError::Unknown(_)) => Ok(()),
+            added => added.with_context(|| path.display().to_string()),
+        });
+        if let Err(error) = added {
+            self.passed_over.push(format!("{error:#}"));
+        }
+    }
 }
 
 /// A root certificate, DER or PEM.

@@ -18,7 +18,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
-    let shown = input::evidence(&args.evidence)??.claims();
+    let shown = input::evidence(&args.evidence)?.claims();
     if args.json {
         println!("{shown:#}");
     } else {

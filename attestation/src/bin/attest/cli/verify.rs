@@ -5,11 +5,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
 use attestation::{
-    AnyEvidence, AttestationResult, Binding, Endorsements, Evidence, Grade, GuestKeys, Outcome, Policy,
-    Requirement, Roots, Verdict, refuse_malformed, settings_digest, verify_any,
+    AnyEvidence, AttestationResult, Binding, Evidence, Grade, GuestKeys, Outcome, Policy, Requirement, Roots,
+    Verdict, refuse_malformed, settings_digest, unreadable, verify_any,
 };
 
-use super::{input, pins};
+use super::input::{self, Found, NoEvidence};
+use super::pins;
 
 const POLICY_FILE_MAX: u64 = 1024 * 1024;
 /// The ledger's own bound.
@@ -135,14 +136,15 @@ fn grade(text: &str) -> Result<Grade, String> {
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let at = args.at.unwrap_or_else(input::now);
-    let endorsements = input::endorsements(&args.endorsements)?;
+    let found = input::endorsements(&args.endorsements)?;
     let mut roots = Roots::pinned();
     for path in &args.trust_root {
         roots = roots.with_test_root(&input::root(path)?)?;
     }
-    let result = match input::evidence(&args.evidence)? {
-        Ok(evidence) => judge(args, &evidence, &endorsements, &roots, at)?,
-        Err(error) => refuse_malformed(&error.to_string(), at),
+    let result = match input::evidence(&args.evidence) {
+        Ok(evidence) => judge(args, &evidence, &found, &roots, at)?,
+        Err(NoEvidence::Malformed(why)) => refuse_malformed(&why, at),
+        Err(NoEvidence::Unreadable(error)) => unreadable(&format!("{:#}", anyhow::Error::from(error)), at),
     };
     if args.json {
         println!("{:#}", result.to_json());
@@ -159,7 +161,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
 fn judge(
     args: &Args,
     evidence: &AnyEvidence,
-    endorsements: &Endorsements,
+    found: &Found,
     roots: &Roots,
     at: u64,
 ) -> Result<AttestationResult> {
@@ -169,7 +171,14 @@ fn judge(
         _ => None,
     };
     let policy = policy_of(args, vm.map_or(&no_keys, |vm| &vm.guest_keys))?;
-    let result = verify_any(evidence, endorsements, roots, &policy, at);
+    let mut result = verify_any(evidence, &found.endorsements, roots, &policy, at);
+    result
+        .warnings
+        .extend(found.passed_over.iter().map(|file| format!("not used: {file}")));
+    let result = found
+        .unreadable
+        .iter()
+        .fold(result, |result, file| result.with_unreadable(file));
     let wants_pins = args.pins.out_known_hosts.is_some() || args.pins.out_tls_pin.is_some();
     if wants_pins && result.is_verified() {
         let evidence = vm.context("no pins are written: this evidence holds no keys of a VM")?;
