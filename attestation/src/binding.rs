@@ -1,11 +1,37 @@
 //! What ties a report to one contract, one moment and one set of keys (DESIGN 4).
 
-use sha2::{Digest, Sha512};
+use sha2::{Digest, Sha256, Sha512};
 
 use crate::GuestKeys;
 
 /// First bytes of what `REPORT_DATA` hashes: no other protocol's report can pass for one of ours.
 pub const REPORT_DATA_DOMAIN: &[u8] = b"decent-cloud report-data v1\0";
+
+/// First bytes of what a GPU's nonce hashes.
+pub const GPU_NONCE_DOMAIN: &[u8] = b"decent-cloud gpu-nonce v1\0";
+
+/// First bytes of what the qualifying data of a host's TPM quote hashes.
+pub const HOST_QUOTE_DOMAIN: &[u8] = b"decent-cloud host-quote v1\0";
+
+/// The nonce that binds a GPU's evidence to the VM whose report carries `report_data`: SHA-256(domain ‖ report data).
+/// Through that it is bound to the same contract, ledger, nonce and keys.
+pub fn gpu_nonce(report_data: &[u8; 64]) -> [u8; 32] {
+    derived(GPU_NONCE_DOMAIN, report_data)
+}
+
+/// The qualifying data that binds a host's TPM quote to the VM whose report carries `report_data` (for a VM without one:
+/// to the `REPORT_DATA` that it would carry): SHA-256(domain ‖ report data).
+pub fn host_qualifying_data(report_data: &[u8; 64]) -> [u8; 32] {
+    derived(HOST_QUOTE_DOMAIN, report_data)
+}
+
+fn derived(domain: &[u8], report_data: &[u8; 64]) -> [u8; 32] {
+    Sha256::new()
+        .chain_update(domain)
+        .chain_update(report_data)
+        .finalize()
+        .into()
+}
 
 /// Everything but the VM's own keys that `REPORT_DATA` binds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

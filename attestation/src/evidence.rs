@@ -35,6 +35,8 @@ const CERTIFICATE_LEN_MAX: usize = 8 * 1024;
 const SSH_KEY_LEN_MAX: usize = 1024;
 const TLS_SPKI_LEN_MAX: usize = 1024;
 const VERSION: u8 = 1;
+/// Of [`crate::Composite`]; one VM's has three.
+const FIELDS_MAX: u64 = 5;
 
 /// What one VM shows about itself. Holding one proves only that it is well-formed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -235,16 +237,20 @@ impl Evidence {
     /// The one encoding of this evidence.
     pub fn to_cbor(&self) -> Vec<u8> {
         let mut cbor = Writer::default();
-        cbor.map(3).uint(0).uint(VERSION.into()).uint(1);
+        self.encode(&mut cbor, 0);
+        cbor.into_bytes()
+    }
+
+    /// Writes the fields 0 to 2 of a map that has `more` besides.
+    pub(crate) fn encode(&self, cbor: &mut Writer, more: usize) {
+        cbor.map(3 + more).uint(0).uint(VERSION.into()).uint(1);
         match &self.cpu {
             CpuEvidence::None => {
                 cbor.array(1).uint(0);
             }
             CpuEvidence::SevSnp { report, certificates } => {
-                cbor.array(3).uint(1).bytes(report).array(certificates.len());
-                for certificate in certificates {
-                    cbor.bytes(certificate);
-                }
+                cbor.array(3).uint(1).bytes(report);
+                encode_certificates(cbor, certificates);
             }
             CpuEvidence::Tdx { quote, event_log } => {
                 cbor.array(3).uint(2).bytes(quote);
@@ -255,8 +261,7 @@ impl Evidence {
             }
         }
         cbor.uint(2);
-        self.guest_keys.encode(&mut cbor);
-        cbor.into_bytes()
+        self.guest_keys.encode(cbor);
     }
 
     /// Reads evidence from outside. Accepts exactly what [`Evidence::to_cbor`] makes, within bounds.
@@ -265,9 +270,22 @@ impl Evidence {
             return Err(EvidenceError::TooLong { len: cbor.len() });
         }
         let d = &mut Decoder::new(cbor);
-        if length(d, "evidence", 3, Decoder::map)? != 3 {
-            return Err(malformed(d, "evidence has three fields"));
+        let (evidence, more) = Self::decode(d)?;
+        if more != 0 {
+            return Err(malformed(d, "evidence of one VM has three fields"));
         }
+        if evidence.to_cbor() != cbor {
+            return Err(EvidenceError::NotCanonical);
+        }
+        Ok(evidence)
+    }
+
+    /// Reads the fields 0 to 2 of a map, and says how many fields follow.
+    pub(crate) fn decode(d: &mut Decoder<'_>) -> Result<(Self, usize), EvidenceError> {
+        let fields = length(d, "evidence", FIELDS_MAX, Decoder::map)?;
+        let Some(more) = fields.checked_sub(3) else {
+            return Err(malformed(d, "evidence has at least three fields"));
+        };
         field(d, 0)?;
         let version = d.u8().at(d, "the version")?;
         if version != VERSION {
@@ -280,10 +298,7 @@ impl Evidence {
             (0, 1) => CpuEvidence::None,
             (1, 3) => {
                 let report = bytes(d, "the report", REPORT_LEN_MAX)?;
-                let count = length(d, "the certificates", CERTIFICATES_MAX as u64, Decoder::array)?;
-                let certificates = (0..count)
-                    .map(|_| bytes(d, "a certificate", CERTIFICATE_LEN_MAX))
-                    .collect::<Result<_, _>>()?;
+                let certificates = decode_certificates(d)?;
                 CpuEvidence::SevSnp { report, certificates }
             }
             (2, 3) => {
@@ -301,22 +316,34 @@ impl Evidence {
         };
         field(d, 2)?;
         let guest_keys = GuestKeys::decode(d)?;
-        let evidence = Self { cpu, guest_keys };
-        if evidence.to_cbor() != cbor {
-            return Err(EvidenceError::NotCanonical);
-        }
-        Ok(evidence)
+        Ok((Self { cpu, guest_keys }, more as usize))
     }
 }
 
-fn malformed(d: &Decoder<'_>, what: impl Into<String>) -> EvidenceError {
+/// An array of certificates.
+pub(crate) fn encode_certificates(cbor: &mut Writer, certificates: &[Vec<u8>]) {
+    cbor.array(certificates.len());
+    for certificate in certificates {
+        cbor.bytes(certificate);
+    }
+}
+
+/// What [`encode_certificates`] wrote, within bounds.
+pub(crate) fn decode_certificates(d: &mut Decoder<'_>) -> Result<Vec<Vec<u8>>, EvidenceError> {
+    let count = length(d, "the certificates", CERTIFICATES_MAX as u64, Decoder::array)?;
+    (0..count)
+        .map(|_| bytes(d, "a certificate", CERTIFICATE_LEN_MAX))
+        .collect()
+}
+
+pub(crate) fn malformed(d: &Decoder<'_>, what: impl Into<String>) -> EvidenceError {
     EvidenceError::Malformed {
         at: d.position(),
         what: what.into(),
     }
 }
 
-trait At<T> {
+pub(crate) trait At<T> {
     fn at(self, d: &Decoder<'_>, what: &str) -> Result<T, EvidenceError>;
 }
 
@@ -326,7 +353,7 @@ impl<T> At<T> for Result<T, minicbor::decode::Error> {
     }
 }
 
-fn field(d: &mut Decoder<'_>, key: u8) -> Result<(), EvidenceError> {
+pub(crate) fn field(d: &mut Decoder<'_>, key: u8) -> Result<(), EvidenceError> {
     if d.u8().at(d, "a field")? == key {
         Ok(())
     } else {
@@ -334,7 +361,7 @@ fn field(d: &mut Decoder<'_>, key: u8) -> Result<(), EvidenceError> {
     }
 }
 
-fn bytes(d: &mut Decoder<'_>, what: &str, max: usize) -> Result<Vec<u8>, EvidenceError> {
+pub(crate) fn bytes(d: &mut Decoder<'_>, what: &str, max: usize) -> Result<Vec<u8>, EvidenceError> {
     let bytes = d.bytes().at(d, what)?;
     if bytes.len() > max {
         return Err(malformed(
@@ -353,7 +380,7 @@ fn bytes_32(d: &mut Decoder<'_>, what: &str) -> Result<[u8; 32], EvidenceError> 
 }
 
 /// A definite length of an array or map, at most `max`.
-fn length<'b>(
+pub(crate) fn length<'b>(
     d: &mut Decoder<'b>,
     what: &str,
     max: u64,

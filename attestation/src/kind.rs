@@ -5,23 +5,23 @@
 use base64::Engine;
 use base64::alphabet;
 use base64::engine::DecodePaddingMode;
-use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use serde_json::{Value, json};
 
 use crate::nvidia::{self, GpuEvidence};
 use crate::snp::{REPORT_LEN, Report, SIGNED_LEN, certificate_claims};
 use crate::tpm::{self, AzureEvidence, TpmEvidence};
-use crate::{CpuEvidence, Evidence, EvidenceError, GuestKeys, snp, tdx};
+use crate::{Composite, CpuEvidence, Evidence, EvidenceError, GuestKeys, snp, tdx};
 
-/// The first bytes of [`Evidence::to_cbor`]: a map of three or more fields, whose first key is 0.
+/// The first bytes of [`Composite::to_cbor`]: a map of three or more fields, whose first key is 0.
 const CBOR_STARTS: [[u8; 2]; 3] = [[0xa3, 0], [0xa4, 0], [0xa5, 0]];
 
 /// Evidence of any kind that this verifier knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AnyEvidence {
-    /// A VM's: our encoding, or a raw SNP report or TDX quote.
-    Vm(Evidence),
+    /// A VM's, perhaps with its GPUs and its host: our encoding, or a raw SNP report or TDX quote.
+    Vm(Box<Composite>),
     /// One or more GPUs', on their own.
     Gpu(Vec<GpuEvidence>),
     /// A TPM's quote, on its own.
@@ -77,7 +77,8 @@ impl AnyEvidence {
             return Some(Ok(vm(CpuEvidence::SevSnp { report, certificates })));
         }
         if CBOR_STARTS.iter().any(|start| content.starts_with(start)) {
-            return Some(Evidence::from_cbor(content).map(Self::Vm).map_err(Into::into));
+            let composite = Composite::from_cbor(content);
+            return Some(composite.map(|c| Self::Vm(Box::new(c))).map_err(Into::into));
         }
         if tdx::recognise(content) {
             let (quote, event_log) = (content.to_vec(), None);
@@ -96,7 +97,16 @@ impl AnyEvidence {
     /// Every field, decoded; nothing is verified.
     pub fn claims(&self) -> Value {
         match self {
-            Self::Vm(evidence) => vm_claims(evidence),
+            Self::Vm(composite) => {
+                let mut claims = vm_claims(&composite.vm);
+                if !composite.gpus.is_empty() {
+                    claims["gpus"] = composite.gpus.iter().map(nvidia::claims).collect();
+                }
+                if let Some(host) = &composite.host {
+                    claims["host"] = tpm::claims(host);
+                }
+                claims
+            }
             Self::Gpu(gpus) => json!({ "gpus": gpus.iter().map(nvidia::claims).collect::<Vec<_>>() }),
             Self::Tpm(evidence) => json!({ "tpm": tpm::claims(evidence) }),
             Self::Azure(evidence) => json!({ "azure": tpm::azure_claims(evidence) }),
@@ -106,7 +116,15 @@ impl AnyEvidence {
 
 fn vm(cpu: CpuEvidence) -> AnyEvidence {
     let guest_keys = GuestKeys::default();
-    AnyEvidence::Vm(Evidence { cpu, guest_keys })
+    AnyEvidence::Vm(Box::new(Evidence { cpu, guest_keys }.into()))
+}
+
+/// Bytes to look at: text as it is, anything else in base64.
+pub(crate) fn shown(bytes: &[u8]) -> Value {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => json!({ "text": text }),
+        Err(_) => json!({ "base64": STANDARD.encode(bytes) }),
+    }
 }
 
 /// What text stands for; `None`: it is no such text.
@@ -170,7 +188,7 @@ fn snp_claims(report: &[u8], certificates: &[Vec<u8>]) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
     use super::*;
 
@@ -178,9 +196,10 @@ mod tests {
     fn evidence_is_known_by_its_content() {
         let report = vec![7; REPORT_LEN];
         let raw = AnyEvidence::parse(&report).unwrap();
-        let AnyEvidence::Vm(evidence) = &raw else {
+        let AnyEvidence::Vm(composite) = &raw else {
             panic!("{raw:?}")
         };
+        let evidence = &composite.vm;
         let base64 = STANDARD.encode(&report);
         let pem = format!("-----BEGIN REPORT-----\r\n{base64}\r\n-----END REPORT-----\r\n");
         for (form, content) in [

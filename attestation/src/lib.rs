@@ -5,6 +5,7 @@
 //! | word | here |
 //! |---|---|
 //! | evidence | [`Evidence`]: what the CPU says about the VM, and what the VM says of itself: its keys, and the settings it applied |
+//! | composite evidence | [`Composite`]: a VM with its GPUs and its host, one verdict over all |
 //! | endorsements | [`Endorsements`]: the maker's certificates and revocation lists |
 //! | trust anchors | [`Roots`]: the makers' root keys, pinned; a test root only by name, and it taints the result |
 //! | appraisal policy, reference values | [`Policy`] |
@@ -28,7 +29,9 @@
 //! What evidence can't show: physical attacks on the memory bus, and who owns the machine.
 
 mod binding;
+mod bundle;
 mod cbor;
+mod composite;
 mod crypto;
 mod endorsements;
 mod evidence;
@@ -50,7 +53,11 @@ pub mod snp;
 pub mod tdx;
 pub mod tpm;
 
-pub use binding::{Binding, REPORT_DATA_DOMAIN};
+pub use binding::{
+    Binding, GPU_NONCE_DOMAIN, HOST_QUOTE_DOMAIN, REPORT_DATA_DOMAIN, gpu_nonce, host_qualifying_data,
+};
+pub use bundle::{Bundle, BundleError};
+pub use composite::{COMPOSITE_LEN_MAX, Composite};
 pub use endorsements::{Endorsements, EndorsementsError};
 pub use evidence::{
     CpuEvidence, EVIDENCE_LEN_MAX, Evidence, EvidenceError, GuestKeys, SshHostKey, SshHostKeyError,
@@ -60,4 +67,4 @@ pub use policy::{Policy, PolicyError, PolicyFile, Requirement};
 pub use result::{AttestationResult, Check, Grade, Outcome, Part, Reason, Trust, Verdict};
 pub use roots::{Roots, RootsError};
 pub use settings::{SETTINGS_DOMAIN, settings_digest};
-pub use verify::{refuse_malformed, unreadable, verify, verify_any};
+pub use verify::{refuse_malformed, unreadable, verify, verify_any, verify_composite};

@@ -60,6 +60,8 @@ pub struct Policy {
     pub allow_inconsistent_tcb: bool,
     /// The highest VMPL that a report may come from: 0 is the VM's most privileged level.
     pub max_vmpl: u32,
+    /// How many GPUs the VM must show, exactly. They are bound to the VM's report (see [`crate::gpu_nonce`]).
+    pub gpus: Option<usize>,
     /// The least grade that is accepted. Below [`Grade::HardwareVerified`] a VM without CPU evidence can be verified.
     pub min_grade: Grade,
     /// What must have been checked for the verdict `verified`.
@@ -127,6 +129,7 @@ impl Default for Policy {
             allow_migration: false,
             allow_inconsistent_tcb: false,
             max_vmpl: 0,
+            gpus: None,
             min_grade: Grade::HardwareVerified,
             required: BTreeSet::new(),
             tdx: TdxPolicy::default(),
@@ -175,6 +178,7 @@ pub struct PolicyFile {
     allow_migration: bool,
     allow_inconsistent_tcb: bool,
     max_vmpl: u32,
+    gpus: Option<usize>,
     min_grade: Option<Grade>,
     require: BTreeSet<Requirement>,
     tdx: TdxPolicyFile,
@@ -208,6 +212,7 @@ impl Policy {
             allow_migration: file.allow_migration,
             allow_inconsistent_tcb: file.allow_inconsistent_tcb,
             max_vmpl: file.max_vmpl,
+            gpus: file.gpus,
             min_grade: file.min_grade.unwrap_or(default.min_grade),
             required: file.require.clone(),
             tdx: TdxPolicy::from_file(&file.tdx)?,

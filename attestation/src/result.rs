@@ -167,6 +167,8 @@ pub enum Reason {
     Unreadable,
     /// A part of the evidence (GPU, host) that isn't bound to the VM's report.
     BindingMismatch,
+    /// Another number of GPUs than asked for.
+    GpuCountMismatch,
 
     // TDX.
     /// A TDREPORT or something else of Intel's that only its own machine can check.

@@ -262,6 +262,49 @@ fn evidence_is_read_in_whatever_form_it_comes() {
 }
 
 #[test]
+fn a_bundle_gives_the_verdict_that_its_files_gave() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let genoa = vectors().join("genoa-v3-msft");
+    let (report, genoa) = (
+        genoa.join("report.bin").to_str().unwrap().to_owned(),
+        genoa.to_str().unwrap(),
+    );
+    let (bundle, parts) = (at("bundle"), at("parts"));
+    let bundled = attest(&["bundle", &report, "--endorsements", genoa, "--out", &bundle]);
+    assert!(bundled.status.success(), "{bundled:?}");
+    let verify = |evidence: &str, more: &[&str]| {
+        json(&[&["verify", "--json", "--at", "2026-09-01", evidence], more].concat())
+    };
+    let direct = verify(&report, &["--endorsements", genoa]);
+    assert_eq!(direct.0, Some(0));
+    assert_eq!(verify(&bundle, &[]), direct);
+    assert!(attest(&["unbundle", &bundle, "--out", &parts]).status.success());
+    assert!(
+        !attest(&["unbundle", &bundle, "--out", &parts]).status.success(),
+        "nothing is overwritten"
+    );
+    let (evidence, endorsements) = (format!("{parts}/evidence"), format!("{parts}/endorsements"));
+    assert_eq!(verify(&evidence, &["--endorsements", &endorsements]), direct);
+    let (_, shown) = json(&["unbundle", &bundle, "--json"]);
+    assert_eq!(shown["endorsements"].as_array().unwrap().len(), 1, "{shown:#}");
+    // Cut anywhere, or longer, it is no bundle.
+    let whole = std::fs::read(&bundle).unwrap();
+    for content in [
+        &whole[..whole.len() - 1],
+        &whole[..40],
+        &[&whole[..], &[0]].concat(),
+    ] {
+        std::fs::write(&bundle, content).unwrap();
+        let (code, result) = verify(&bundle, &[]);
+        assert_eq!(
+            (code, &result["reasons"]),
+            (Some(1), &serde_json::json!(["Malformed"]))
+        );
+    }
+}
+
+#[test]
 fn a_wrong_clock_is_a_reason() {
     let genoa = vectors().join("genoa-v3-msft");
     let (report, genoa) = (genoa.join("report.bin"), genoa.to_str().unwrap());

@@ -44,6 +44,13 @@ pub struct GpuEvidence {
     pub certificates: Vec<Vec<u8>>,
 }
 
+impl GpuEvidence {
+    /// Evidence as a GPU gives it.
+    pub fn new(report: Vec<u8>, certificates: Vec<Vec<u8>>) -> Self {
+        Self { report, certificates }
+    }
+}
+
 /// Takes a file's content (text is already decoded from hex or base64) if it is GPU evidence: raw, or NVIDIA's JSON.
 pub(crate) fn recognise(_content: &[u8]) -> Option<Result<Vec<GpuEvidence>, String>> {
     None

@@ -70,3 +70,8 @@ pub(crate) fn recognise(_content: &[u8]) -> bool {
 pub(crate) fn claims(_quote: &[u8]) -> Value {
     Value::Null
 }
+
+/// The `REPORT_DATA` of a quote that may be believed or not; `None`: bytes that are no quote.
+pub(crate) fn report_data(_quote: &[u8]) -> Option<[u8; 64]> {
+    None
+}

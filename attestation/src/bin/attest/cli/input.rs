@@ -6,9 +6,9 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
-use attestation::{AnyEvidence, Endorsements, EndorsementsError};
+use attestation::{AnyEvidence, Bundle, Endorsements, EndorsementsError};
 
-const EVIDENCE_FILE_MAX: u64 = 4 * 1024 * 1024;
+pub(super) const EVIDENCE_FILE_MAX: u64 = 4 * 1024 * 1024;
 const ENDORSEMENT_FILE_MAX: u64 = 4 * 1024 * 1024;
 const SSH_KEYS_FILE_MAX: u64 = 64 * 1024;
 const FOLDER_DEPTH_MAX: usize = 4;
@@ -57,13 +57,31 @@ pub(super) enum NoEvidence {
     Malformed(String),
 }
 
-/// Evidence of any kind.
-pub(super) fn evidence(path: &Path) -> Result<AnyEvidence, NoEvidence> {
-    let content = read(path, EVIDENCE_FILE_MAX).map_err(|error| match error {
+/// Evidence of any kind. A bundle's endorsements go to those that were found.
+pub(super) fn evidence(path: &Path, found: &mut Found) -> Result<AnyEvidence, NoEvidence> {
+    let malformed = |error: &dyn std::error::Error| NoEvidence::Malformed(chain(error));
+    let mut content = read(path, Bundle::LEN_MAX as u64).map_err(|error| match error {
         ReadError::Io { .. } => NoEvidence::Unreadable(error),
-        ReadError::TooLong { .. } => NoEvidence::Malformed(error.to_string()),
+        ReadError::TooLong { .. } => malformed(&error),
     })?;
-    AnyEvidence::parse(&content).map_err(|error| NoEvidence::Malformed(error.to_string()))
+    if Bundle::is_one(&content) {
+        let bundle = Bundle::from_cbor(&content).map_err(|error| malformed(&error))?;
+        bundle
+            .add_to(&mut found.endorsements)
+            .map_err(|error| malformed(&error))?;
+        content = bundle.evidence;
+    }
+    if content.len() as u64 > EVIDENCE_FILE_MAX {
+        let (path, max) = (path.display().to_string(), EVIDENCE_FILE_MAX);
+        return Err(malformed(&ReadError::TooLong { path, max }));
+    }
+    AnyEvidence::parse(&content).map_err(|error| malformed(&error))
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// OpenSSH public keys, one a line; empty lines and comments are skipped, as `decent rent` does.
@@ -90,6 +108,8 @@ pub(super) fn ssh_keys(path: &Path) -> Result<Vec<String>> {
 #[derive(Default)]
 pub(super) struct Found {
     pub(super) endorsements: Endorsements,
+    /// The content of every file that holds some.
+    pub(super) files: Vec<Vec<u8>>,
     /// Files that the caller named: nothing is verified without them.
     pub(super) unreadable: Vec<String>,
     /// Files in folders that the caller named: counted as not given.
@@ -109,7 +129,7 @@ pub(super) fn endorsements(paths: &[impl AsRef<Path>]) -> Result<Found> {
         let added = read(path, ENDORSEMENT_FILE_MAX).map_err(anyhow::Error::from);
         let added = added.and_then(|content| {
             let context = || format!("{} is no endorsement", path.display());
-            found.endorsements.add(&content).with_context(context)
+            found.add(content).with_context(context)
         });
         if let Err(error) = added {
             found.unreadable.push(format!("{error:#}"));
@@ -119,6 +139,14 @@ pub(super) fn endorsements(paths: &[impl AsRef<Path>]) -> Result<Found> {
 }
 
 impl Found {
+    fn add(&mut self, content: Vec<u8>) -> Result<(), EndorsementsError> {
+        self.endorsements.add(&content)?;
+        if !self.files.contains(&content) {
+            self.files.push(content);
+        }
+        Ok(())
+    }
+
     fn add_folder(&mut self, folder: &Path, depth: usize, files: &mut usize) -> Result<()> {
         let paths = fs::read_dir(folder).and_then(|entries| {
             let paths: std::io::Result<Vec<_>> = entries.map(|entry| Ok(entry?.path())).collect();
@@ -160,7 +188,7 @@ impl Found {
 
     fn add_file(&mut self, path: &Path) {
         let added = read(path, ENDORSEMENT_FILE_MAX).map_err(anyhow::Error::from);
-        let added = added.and_then(|content| match self.endorsements.add(&content) {
+        let added = added.and_then(|content| match self.add(content) {
             Err(EndorsementsError::Unknown(_)) => Ok(()),
             added => added.with_context(|| path.display().to_string()),
         });

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 verified (or done), 1 refused, 2 can't tell: endorsements missing, unreadable files, wrong usage.
 
+mod bundle;
 mod input;
 mod measure;
 mod pins;
@@ -33,6 +34,10 @@ enum Command {
     Verify(Box<verify::Args>),
     /// Show every field of evidence, without judging it
     Show(show::Args),
+    /// Put evidence and endorsements into one file
+    Bundle(bundle::BundleArgs),
+    /// Take a bundle apart
+    Unbundle(bundle::UnbundleArgs),
     /// Compute reference values
     #[command(subcommand)]
     Measure(measure::Command),
@@ -57,6 +62,8 @@ pub(crate) fn main() -> ExitCode {
     let done = match cli.command {
         Command::Verify(args) => verify::run(&args),
         Command::Show(args) => show::run(&args),
+        Command::Bundle(args) => bundle::bundle(&args),
+        Command::Unbundle(args) => bundle::unbundle(&args),
         Command::Measure(command) => measure::run(&command),
         Command::Policy(command) => verify::policy(&command),
         Command::Agent { .. } => Err(anyhow::anyhow!("this build has no agent (cargo feature `agent`)")),

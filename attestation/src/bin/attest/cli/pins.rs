@@ -59,7 +59,7 @@ pub(super) fn tls_pin(spki: &[u8]) -> String {
 }
 
 /// Writes a file whole or not at all.
-pub(super) fn write(path: &Path, content: &str) -> Result<()> {
+pub(super) fn write(path: &Path, content: &[u8]) -> Result<()> {
     let context = || format!("cannot write {}", path.display());
     let mut name = path.file_name().with_context(context)?.to_owned();
     name.push(format!(".{}.new", std::process::id()));
@@ -69,9 +69,7 @@ pub(super) fn write(path: &Path, content: &str) -> Result<()> {
         .create_new(true)
         .open(&new)
         .with_context(context)?;
-    let written = file
-        .write_all(content.as_bytes())
-        .and_then(|()| std::fs::rename(&new, path));
+    let written = file.write_all(content).and_then(|()| std::fs::rename(&new, path));
     if written.is_err() {
         // The error that counts is the one below.
         let _ = std::fs::remove_file(&new);

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::Value;
 
-use super::input;
+use super::input::{self, Found};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -18,7 +18,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
-    let shown = input::evidence(&args.evidence)?.claims();
+    let shown = input::evidence(&args.evidence, &mut Found::default())?.claims();
     if args.json {
         println!("{shown:#}");
     } else {

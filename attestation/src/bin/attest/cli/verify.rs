@@ -19,7 +19,8 @@ const POLICY_TEMPLATE: &str = include_str!("policy.toml");
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Evidence: an SNP report, a TDX quote, GPU evidence, a TPM quote (raw, hex, base64 or JSON), or this program's CBOR
+    /// Evidence: an SNP report, a TDX quote, GPU evidence, a TPM quote (raw, hex, base64 or JSON), this program's CBOR,
+    /// or a bundle with endorsements
     evidence: PathBuf,
     /// Certificates, CRLs, Intel's collateral, NVIDIA's manifests: files, or folders in which what fits is found
     #[arg(long, value_name = "PATH")]
@@ -136,12 +137,12 @@ fn grade(text: &str) -> Result<Grade, String> {
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let at = args.at.unwrap_or_else(input::now);
-    let found = input::endorsements(&args.endorsements)?;
+    let mut found = input::endorsements(&args.endorsements)?;
     let mut roots = Roots::pinned();
     for path in &args.trust_root {
         roots = roots.with_test_root(&input::root(path)?)?;
     }
-    let result = match input::evidence(&args.evidence) {
+    let result = match input::evidence(&args.evidence, &mut found) {
         Ok(evidence) => judge(args, &evidence, &found, &roots, at)?,
         Err(NoEvidence::Malformed(why)) => refuse_malformed(&why, at),
         Err(NoEvidence::Unreadable(error)) => unreadable(&format!("{:#}", anyhow::Error::from(error)), at),
@@ -167,7 +168,7 @@ fn judge(
 ) -> Result<AttestationResult> {
     let no_keys = GuestKeys::default();
     let vm = match evidence {
-        AnyEvidence::Vm(evidence) => Some(evidence),
+        AnyEvidence::Vm(composite) => Some(&composite.vm),
         _ => None,
     };
     let policy = policy_of(args, vm.map_or(&no_keys, |vm| &vm.guest_keys))?;
@@ -250,11 +251,11 @@ fn write_pins(args: &Args, evidence: &Evidence, result: &AttestationResult) -> R
             .ssh_host_key
             .as_ref()
             .context("the evidence has no SSH host key")?;
-        pins::write(path, &host.known_hosts_line(key))?;
+        pins::write(path, host.known_hosts_line(key).as_bytes())?;
     }
     if let Some(path) = &args.pins.out_tls_pin {
         let spki = keys.tls_spki.as_ref().context("the evidence has no TLS key")?;
-        pins::write(path, &pins::tls_pin(spki))?;
+        pins::write(path, pins::tls_pin(spki).as_bytes())?;
     }
     Ok(())
 }
