@@ -117,7 +117,7 @@ fn add(list: &mut Vec<Vec<u8>>, der: Vec<u8>, max: usize) -> Result<(), Endorsem
 }
 
 /// The blocks of a PEM text; text between blocks is skipped, as every tool does.
-fn pem_blocks(text: &str) -> Result<Vec<(&str, Vec<u8>)>, EndorsementsError> {
+pub(crate) fn pem_blocks(text: &str) -> Result<Vec<(&str, Vec<u8>)>, EndorsementsError> {
     let unknown = |what: &str| EndorsementsError::Unknown(what.to_owned());
     let mut blocks = Vec::new();
     let mut rest = text;

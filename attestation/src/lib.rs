@@ -31,6 +31,7 @@
 mod binding;
 mod bundle;
 mod cbor;
+mod compare;
 mod composite;
 mod crypto;
 mod endorsements;

@@ -197,6 +197,14 @@ pub enum Reason {
     ConfigurationNeeded,
     /// Both.
     OutOfDateConfigurationNeeded,
+    /// The platform needs another configuration, and the software in the TD must defend itself.
+    ConfigurationAndSWHardeningNeeded,
+    /// The TD was launched on a TCB that was out of date and has been updated since.
+    TDRelaunchAdvised,
+    /// That, and the platform needs another configuration.
+    TDRelaunchAdvisedConfigurationNeeded,
+    /// An advisory of Intel's that the policy refuses.
+    AdvisoryRefused,
     /// Intel revoked the TCB level, or NVIDIA a certificate (OCSP).
     Revoked,
     /// The collateral is of another platform, kind or maker.

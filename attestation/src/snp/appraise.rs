@@ -5,14 +5,14 @@ use std::fmt::Display;
 use super::authenticate::Authentic;
 use super::report::{PLATFORM_BITS, POLICY_BITS};
 use super::{Product, TcbFloor, TcbVersion};
+use crate::Policy;
+use crate::compare::{NOT_ASKED, among, one};
 use crate::result::{Check, Reason};
-use crate::{GuestKeys, Policy};
 
 const DEBUG: u64 = 1 << 19;
 const MIGRATE_MA: u64 = 1 << 18;
-const NOT_ASKED: &str = "no reference value was given";
 
-/// Ids of all checks that [`appraise`] and [`settings`] make, so that a report which can't be appraised names them too.
+/// Ids of all checks that [`appraise`] and [`crate::compare::settings`] make, so that a report which can't be appraised names them too.
 pub(crate) const CHECKS: [&str; 19] = [
     "appraise.report-data",
     "appraise.host-data",
@@ -131,31 +131,6 @@ pub fn appraise(authentic: &Authentic, policy: &Policy) -> Vec<Check> {
     checks
 }
 
-/// Compares what the VM says it was set up with. The report binds that only through `REPORT_DATA`, which must therefore
-/// be asked for, too.
-pub(crate) fn settings(keys: &GuestKeys, policy: &Policy) -> Check {
-    const ID: &str = "appraise.settings";
-    let found = keys.settings.map(hex::encode).unwrap_or_default();
-    match (policy.settings, keys.settings) {
-        (None, _) => Check::not_checked(ID, "no settings were given to compare with", found),
-        (Some(_), None) => {
-            let why = "the evidence doesn't say which SSH keys and user data the VM was set up with";
-            Check::missing(ID, Reason::SettingsMissing, why)
-        }
-        (Some(_), Some(_)) if policy.report_data.is_none() => {
-            let why = "REPORT_DATA binds the settings, and no value was given to compare it with";
-            Check::missing(ID, Reason::ReferenceMissing, why)
-        }
-        (Some(expected), Some(settings)) => Check::of(
-            ID,
-            expected == settings,
-            Reason::SettingsMismatch,
-            hex::encode(expected),
-            found,
-        ),
-    }
-}
-
 /// What a careful reader should know.
 pub(crate) fn warnings(authentic: &Authentic) -> Vec<String> {
     let mut warnings = Vec::new();
@@ -170,40 +145,6 @@ pub(crate) fn warnings(authentic: &Authentic) -> Vec<String> {
         warnings.push("the report has platform bits that this verifier doesn't know".to_owned());
     }
     warnings
-}
-
-fn one<const N: usize>(id: &'static str, reason: Reason, expected: Option<[u8; N]>, found: [u8; N]) -> Check {
-    match expected {
-        Some(expected) => Check::of(
-            id,
-            expected == found,
-            reason,
-            hex::encode(expected),
-            hex::encode(found),
-        ),
-        None => Check::not_checked(id, NOT_ASKED, hex::encode(found)),
-    }
-}
-
-fn among<const N: usize>(
-    id: &'static str,
-    reason: Reason,
-    allowed: &Option<Vec<[u8; N]>>,
-    found: [u8; N],
-) -> Check {
-    let found_hex = hex::encode(found);
-    match allowed {
-        Some(allowed) => {
-            let expected = allowed.iter().map(hex::encode).collect::<Vec<_>>().join(" or ");
-            let expected = if expected.is_empty() {
-                "none is allowed".to_owned()
-            } else {
-                expected
-            };
-            Check::of(id, allowed.contains(&found), reason, expected, found_hex)
-        }
-        None => Check::not_checked(id, NOT_ASKED, found_hex),
-    }
 }
 
 fn flag(id: &'static str, reason: Reason, allowed: bool, set: bool, what: &str) -> Check {

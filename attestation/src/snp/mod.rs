@@ -70,7 +70,7 @@ pub(crate) fn verify(
     match &authentication.authentic {
         Some(authentic) => {
             checks.extend(appraise(authentic, policy));
-            checks.push(appraise::settings(keys, policy));
+            checks.push(crate::compare::settings(keys, policy));
             warnings.extend(appraise::warnings(authentic));
         }
         None => checks.extend(unappraised()),
