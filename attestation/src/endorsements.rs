@@ -9,6 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use crate::kind::decode_text;
 use crate::nvidia::References;
 use crate::tdx::Collateral;
+use crate::tpm::TpmReferences;
 use crate::x509::{check_certificate, check_crl};
 
 const CERTIFICATES_MAX: usize = 1024;
@@ -24,6 +25,8 @@ pub struct Endorsements {
     pub(crate) tdx: Collateral,
     /// NVIDIA's reference manifests and OCSP responses.
     pub(crate) gpu: References,
+    /// Signed reference values for TPMs.
+    pub(crate) tpm: TpmReferences,
 }
 
 /// What a format's module found in a file that it recognised, beside what it keeps: certificates and CRLs (DER), for
@@ -57,11 +60,15 @@ impl Endorsements {
     }
 
     /// Adds a file's content: one certificate or CRL in DER, any number of both in PEM (LF or CRLF), Intel's collateral
-    /// as its service gives it or as `QuoteCollateralV3` JSON, NVIDIA's manifests and OCSP responses.
+    /// as its service gives it or as `QuoteCollateralV3` JSON, NVIDIA's manifests and OCSP responses, signed
+    /// reference values for TPMs.
     pub fn add(&mut self, content: &[u8]) -> Result<(), EndorsementsError> {
         let recognised = self.tdx.recognise(content);
         if let Some(recognised) = recognised.or_else(|| self.gpu.recognise(content)) {
             return recognised?.der.into_iter().try_for_each(|der| self.add_der(der));
+        }
+        if let Some(recognised) = self.tpm.recognise(content) {
+            return recognised;
         }
         let Ok(text) = std::str::from_utf8(content) else {
             return self.add_der(content.to_vec());

@@ -72,26 +72,28 @@ impl AnyEvidence {
 
     fn parse_raw(content: &[u8]) -> Option<Result<Self, AnyEvidenceError>> {
         let malformed = |kind| move |what| AnyEvidenceError::Malformed { kind, what };
-        if content.len() == REPORT_LEN && !tdx::recognise(content) {
-            let (report, certificates) = (content.to_vec(), Vec::new());
-            return Some(Ok(vm(CpuEvidence::SevSnp { report, certificates })));
-        }
+        // What says its kind comes before what only its length tells.
         if CBOR_STARTS.iter().any(|start| content.starts_with(start)) {
             let composite = Composite::from_cbor(content);
             return Some(composite.map(|c| Self::Vm(Box::new(c))).map_err(Into::into));
+        }
+        if let Some(found) = tpm::recognise(content) {
+            return Some(match found {
+                Ok(tpm::Recognised::Tpm(evidence)) => Ok(Self::Tpm(evidence)),
+                Ok(tpm::Recognised::Azure(evidence)) => Ok(Self::Azure(evidence)),
+                Err(what) => Err(malformed("TPM evidence")(what)),
+            });
+        }
+        if content.len() == REPORT_LEN && !tdx::recognise(content) {
+            let (report, certificates) = (content.to_vec(), Vec::new());
+            return Some(Ok(vm(CpuEvidence::SevSnp { report, certificates })));
         }
         if tdx::recognise(content) {
             let (quote, event_log) = (content.to_vec(), None);
             return Some(Ok(vm(CpuEvidence::Tdx { quote, event_log })));
         }
-        if let Some(gpus) = nvidia::recognise(content) {
-            return Some(gpus.map(Self::Gpu).map_err(malformed("GPU evidence")));
-        }
-        let tpm = tpm::recognise(content)?.map_err(malformed("TPM evidence"));
-        Some(tpm.map(|tpm| match tpm {
-            tpm::Recognised::Tpm(evidence) => Self::Tpm(evidence),
-            tpm::Recognised::Azure(evidence) => Self::Azure(evidence),
-        }))
+        let gpus = nvidia::recognise(content)?;
+        Some(gpus.map(Self::Gpu).map_err(malformed("GPU evidence")))
     }
 
     /// Every field, decoded; nothing is verified.

@@ -103,6 +103,9 @@ pub enum PolicyError {
     /// An unknown requirement.
     #[error("unknown requirement `{0}`; known: freshness, revocation, measurement, tcb")]
     Requirement(String),
+    /// A value of `[tpm]`.
+    #[error("policy section `tpm`, {0}")]
+    Tpm(&'static str),
 }
 
 impl Default for Policy {

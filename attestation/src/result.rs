@@ -51,6 +51,8 @@ pub enum Part {
     Gpu(usize),
     /// The VM's host.
     Host,
+    /// The VM's virtual TPM, where the CPU's evidence vouches for it (Azure).
+    Vtpm,
 }
 
 /// What judging one part of the evidence gave, before there is a verdict.
@@ -241,14 +243,28 @@ pub enum Reason {
     OcspStale,
 
     // TPM 2.0.
-    /// A key that isn't a restricted signing key of a TPM, or not the one allowed.
+    /// It doesn't begin as what TPMs make does.
+    NotTpmGenerated,
+    /// An attestation key that isn't one of those allowed.
     AkMismatch,
+    /// A key that isn't a restricted signing key, made in its TPM and fixed to it.
+    AkAttributes,
     /// The quoted PCR digest isn't that of the PCR values given.
     PcrDigestMismatch,
+    /// No PCR of a bank that a verdict may rest on; SHA-1 isn't one.
+    PcrBankRefused,
+    /// A PCR that must be quoted isn't.
+    PcrSelectionIncomplete,
     /// A PCR isn't one of the values allowed.
     PcrMismatch,
+    /// No event log, and the policy needs one.
+    EventLogMissing,
     /// The event log doesn't replay to the PCR values.
     EventLogMismatch,
+    /// Reference values that no key of the policy signed.
+    ReferenceSignatureInvalid,
+    /// Secure Boot is off.
+    SecureBootOff,
     /// The runtime data isn't what the report binds.
     RuntimeDataMismatch,
 }
@@ -271,6 +287,8 @@ pub enum Verdict {
 pub enum Trust {
     /// A root that is pinned in this program.
     Pinned,
+    /// A key or a root that the policy names: for TPMs, whose makers' roots nobody pins.
+    Policy,
     /// A test root that somebody named. Anybody can make such evidence.
     TestRoot,
     /// No root: the chain didn't hold, or there is none.
@@ -406,6 +424,7 @@ impl Trust {
         match (self, other) {
             (Self::None, _) | (_, Self::None) => Self::None,
             (Self::TestRoot, _) | (_, Self::TestRoot) => Self::TestRoot,
+            (Self::Policy, _) | (_, Self::Policy) => Self::Policy,
             (Self::Pinned, Self::Pinned) => Self::Pinned,
         }
     }
@@ -603,6 +622,7 @@ impl fmt::Display for Part {
             Self::Main => f.write_str("main"),
             Self::Gpu(n) => write!(f, "gpu {n}"),
             Self::Host => f.write_str("host"),
+            Self::Vtpm => f.write_str("vtpm"),
         }
     }
 }
@@ -622,6 +642,7 @@ impl fmt::Display for Trust {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Pinned => "pinned",
+            Self::Policy => "policy",
             Self::TestRoot => "test-root",
             Self::None => "none",
         })

@@ -1,5 +1,7 @@
 //! Event logs: the binary format's rules, and what a replay gives.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use attestation::eventlog::userspace::{self, UserspaceLogError};
 use attestation::eventlog::{EventLog, EventLogError, HashAlg, Registers, ReplayError};
 use proptest::prelude::*;

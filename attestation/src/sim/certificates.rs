@@ -39,6 +39,14 @@ impl Issuer {
         self.certify(&subject.common_name, serial, &spki, &extensions)
     }
 
+    /// A certificate of a TPM's attestation key. `usage`: arcs of its extended key usage.
+    pub(super) fn certify_ak(&self, spki: &[u8], usage: Option<&[u32]>) -> Result<Vec<u8>, SimError> {
+        let signs = extension(&[2, 5, 29, 15], Critical::Yes, &tlv(0x03, &[7, 0x80])); // digitalSignature
+        let usage = usage.map(|arcs| extension(&[2, 5, 29, 37], Critical::No, &sequence(&[oid(arcs)])));
+        let extensions: Vec<Vec<u8>> = [signs].into_iter().chain(usage).collect();
+        self.certify("AK", 77, spki, &extensions)
+    }
+
     /// The chip's certificate.
     pub(super) fn certify_vcek(
         &self,

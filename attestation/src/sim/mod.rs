@@ -7,6 +7,7 @@
 
 mod certificates;
 mod der;
+mod tpm;
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
@@ -14,6 +15,7 @@ use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, KeyPai
 use crate::snp::{Product, TcbVersion};
 pub use certificates::CrlIssuer;
 use certificates::Issuer;
+pub use tpm::{AK_ATTRIBUTES, AkIssuer, AkKind, Tpm};
 
 /// What a launch measured: the chip reports it as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -1,47 +1,49 @@
 //! TPM 2.0: quotes with event logs, the evidence of hosts; `parse → authenticate → appraise`.
+//!
+//! | stage | takes | gives | proves |
+//! |---|---|---|---|
+//! | [`TpmEvidence::from_cbor`], [`Quote::parse`], … | bytes | typed parts | the formats |
+//! | `authenticate` | quote, signature, key, certificates, PCR values | an authentic quote | a key that the policy trusts signed it, and the values are the quoted ones |
+//! | `appraise` | authentic quote, logs, reference values, policy | checks | it is fresh, covers enough, and the machine booted what it should |
+//!
+//! Formats: TPM 2.0 Library (Parts 1 to 3), TCG PC Client Platform Firmware Profile for the event log. No TPM maker's root
+//! is pinned: the policy names attestation keys ([`AkPin`]) or roots ([`TpmPolicy::roots`]), or a test root is named.
+//!
+//! What a quote can't show: that the TPM sits in the machine that somebody thinks of (a quote can be relayed), and physical
+//! attacks on the TPM's bus.
+//!
+//! Azure's confidential VMs give a quote of a *virtual* TPM, whose key the CPU's report vouches for; it goes through the
+//! same stages.
 
-#![allow(dead_code, reason = "tdx, nvidia and tpm are being written on this")]
+mod appraise;
+mod attest;
+mod authenticate;
+mod azure;
+mod evidence;
+mod key;
+mod policy;
+mod reference;
+mod signature;
+mod wire;
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+pub use attest::{ClockInfo, PcrSelection, QUALIFYING_DATA_LEN_MAX, Quote, QuoteError};
+pub use azure::AzureEvidence;
+pub use evidence::{PcrValues, TPM_EVIDENCE_LEN_MAX, TpmEvidence};
+pub use key::AttestationKey;
+pub use policy::{AkPin, ReferenceKey, TpmPolicy};
+pub use reference::{REFERENCE_PAYLOAD_TYPE, reference_to_sign};
+pub use signature::{Signature, SignatureError};
+pub use wire::WireError;
+
+pub(crate) use azure::{azure_claims, verify_azure};
+pub(crate) use policy::TpmPolicyFile;
+pub(crate) use reference::TpmReferences;
+
+use serde_json::{Value, json};
 
 use crate::result::{Appraisal, Check, Reason, Trust};
-use crate::{Endorsements, Policy, PolicyError, Roots};
-
-/// What is asked of this kind of evidence.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TpmPolicy {}
-
-/// The policy as a file has it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct TpmPolicyFile {}
-
-impl TpmPolicy {
-    pub(crate) fn from_file(_file: &TpmPolicyFile) -> Result<Self, PolicyError> {
-        Ok(Self {})
-    }
-}
-
-/// A quote of one TPM and what explains it. Holding one proves nothing yet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TpmEvidence {}
-
-impl TpmEvidence {
-    /// The one encoding of this evidence.
-    pub fn to_cbor(&self) -> Vec<u8> {
-        Vec::new()
-    }
-
-    /// Reads evidence from outside.
-    pub fn from_cbor(_cbor: &[u8]) -> Result<Self, String> {
-        Err("TPM evidence isn't in this build yet".to_owned())
-    }
-}
-
-/// Evidence of Azure's confidential VMs: the report of the CPU is about a paravisor, whose vTPM speaks for the VM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AzureEvidence {}
+use crate::{Endorsements, Policy, Roots};
+use appraise::{Expected, Logs};
 
 /// What [`recognise`] can find.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,65 +53,166 @@ pub(crate) enum Recognised {
 }
 
 /// Takes a file's content (text is already decoded from hex or base64) if it is TPM evidence or Azure's.
-pub(crate) fn recognise(_content: &[u8]) -> Option<Result<Recognised, String>> {
-    None
+pub(crate) fn recognise(content: &[u8]) -> Option<Result<Recognised, String>> {
+    if content.starts_with(&evidence::START) {
+        return Some(TpmEvidence::from_cbor(content).map(Recognised::Tpm));
+    }
+    azure::recognise(content).map(|found| found.map(Recognised::Azure))
 }
 
 /// All stages. `qualifying_data`: what the quote must hold, if the caller knows.
 pub(crate) fn verify(
-    _evidence: &TpmEvidence,
-    _qualifying_data: Option<&[u8]>,
-    _endorsements: &Endorsements,
-    _roots: &Roots,
-    _policy: &Policy,
-    _at: u64,
+    evidence: &TpmEvidence,
+    qualifying_data: Option<&[u8]>,
+    endorsements: &Endorsements,
+    roots: &Roots,
+    policy: &Policy,
+    at: u64,
 ) -> Appraisal {
-    let found = "TPM evidence isn't in this build yet";
-    let check = Check::of(
-        "format.kind",
-        false,
-        Reason::UnsupportedVersion,
-        "a known format",
-        found,
-    );
+    let (mut checks, parsed) = parse(evidence);
+    let mut claims = claims(evidence);
+    let Some((quote, signature, ak)) = parsed else {
+        checks.extend(unappraised());
+        return Appraisal {
+            checks,
+            trust: Trust::None,
+            warnings: Vec::new(),
+            claims,
+        };
+    };
+    let parts = (&quote, &signature, &ak);
+    let authentication = authenticate::authenticate(parts, evidence, endorsements, roots, &policy.tpm, at);
+    checks.extend(authentication.checks);
+    match &authentication.authentic {
+        Some(authentic) => {
+            let logs = Logs {
+                firmware: evidence.firmware_log.as_deref(),
+                userspace: evidence.userspace_log.as_deref(),
+            };
+            let expected = Expected {
+                exact: qualifying_data,
+                // What a VM's evidence binds isn't what its host's quote holds: the caller then said what that is.
+                padded: policy.report_data.as_ref().filter(|_| qualifying_data.is_none()),
+            };
+            let references = &endorsements.tpm;
+            let (appraised, proven) = appraise::appraise(authentic, logs, references, expected, &policy.tpm);
+            checks.extend(appraised);
+            claims["proven"] = proven;
+        }
+        None => checks.extend(unappraised()),
+    }
+    if qualifying_data.is_some() {
+        part_of_a_vm(&mut checks);
+    }
     Appraisal {
-        checks: vec![check],
-        trust: Trust::None,
+        checks,
+        trust: authentication.trust,
         warnings: Vec::new(),
-        claims: Value::Null,
+        claims,
     }
 }
 
-/// All stages of Azure's evidence: the CPU's report, the runtime data that it binds, the vTPM's quote.
-pub(crate) fn verify_azure(
-    _evidence: &AzureEvidence,
-    _endorsements: &Endorsements,
-    _roots: &Roots,
-    _policy: &Policy,
-    _at: u64,
-) -> Appraisal {
-    let found = "Azure's evidence isn't in this build yet";
-    let check = Check::of(
-        "format.kind",
-        false,
-        Reason::UnsupportedVersion,
-        "a known format",
-        found,
-    );
-    Appraisal {
-        checks: vec![check],
-        trust: Trust::None,
-        warnings: Vec::new(),
-        claims: Value::Null,
+/// Beside a VM's CPU, whose TCB is what a required floor is about, the TPM's firmware is a line of its own.
+fn part_of_a_vm(checks: &mut [Check]) {
+    for check in checks.iter_mut().filter(|check| check.id == "appraise.tcb-floor") {
+        check.id = "appraise.firmware";
     }
 }
 
-/// Every field, decoded; nothing is verified.
-pub(crate) fn claims(_evidence: &TpmEvidence) -> Value {
-    Value::Null
+/// The parts that are signed and that sign, each with a line.
+fn parse(evidence: &TpmEvidence) -> (Vec<Check>, Option<(Quote, Signature, AttestationKey)>) {
+    let quote = Quote::parse(&evidence.quote);
+    let signature = Signature::parse(&evidence.signature);
+    let ak = AttestationKey::parse(&evidence.ak);
+    let checks = vec![
+        quote_check(&quote),
+        match &signature {
+            Ok(signature) => Check::passed("format.signature", signature.shown()),
+            Err(e) => {
+                let reason = match e {
+                    SignatureError::Malformed(_) => Reason::Malformed,
+                    SignatureError::Unsupported { .. } => Reason::UnsupportedAlgorithm,
+                };
+                Check::of("format.signature", false, reason, "a TPMT_SIGNATURE", e)
+            }
+        },
+        match &ak {
+            Ok(_) => Check::passed("format.ak", "a public key"),
+            Err(e) => Check::of("format.ak", false, Reason::Malformed, "a public key", e),
+        },
+    ];
+    let parts = quote.ok().zip(signature.ok()).zip(ak.ok());
+    (
+        checks,
+        parts.map(|((quote, signature), ak)| (quote, signature, ak)),
+    )
+}
+
+fn quote_check(quote: &Result<Quote, QuoteError>) -> Check {
+    let (reason, found) = match quote {
+        Ok(_) => return Check::passed("format.quote", "a TPMS_ATTEST of a quote"),
+        Err(e @ QuoteError::Malformed(_)) => (Reason::Malformed, e),
+        Err(e @ QuoteError::Magic(_)) => (Reason::NotTpmGenerated, e),
+        Err(e @ QuoteError::Type(_)) => (Reason::NotAQuote, e),
+    };
+    Check::of("format.quote", false, reason, "a TPMS_ATTEST of a quote", found)
+}
+
+/// The appraisal of a quote that isn't authentic: named, and not made.
+fn unappraised() -> impl Iterator<Item = Check> {
+    let why = "the quote isn't authentic, so what it says doesn't count";
+    appraise::CHECKS
+        .into_iter()
+        .map(move |id| Check::not_checked(id, why, ""))
 }
 
 /// Every field, decoded; nothing is verified.
-pub(crate) fn azure_claims(_evidence: &AzureEvidence) -> Value {
-    Value::Null
+pub(crate) fn claims(evidence: &TpmEvidence) -> Value {
+    let quote = match Quote::parse(&evidence.quote) {
+        Ok(quote) => quote_claims(&quote),
+        Err(e) => json!({ "unreadable": e.to_string() }),
+    };
+    let ak = match AttestationKey::parse(&evidence.ak) {
+        Ok(ak) => json!({
+            "name": ak.name().map(hex::encode),
+            "spki_sha256": hex::encode(ak.spki_sha256()),
+        }),
+        Err(e) => json!({ "unreadable": e.to_string() }),
+    };
+    let signature = match Signature::parse(&evidence.signature) {
+        Ok(signature) => json!(signature.shown()),
+        Err(e) => json!({ "unreadable": e.to_string() }),
+    };
+    json!({
+        "quote": quote,
+        "ak": ak,
+        "signature": signature,
+        "certificates": evidence.certificates.len(),
+        "pcrs": pcr_claims(&evidence.pcrs),
+        "firmware_log_bytes": evidence.firmware_log.as_ref().map(Vec::len),
+        "userspace_log_bytes": evidence.userspace_log.as_ref().map(Vec::len),
+    })
+}
+
+fn quote_claims(quote: &Quote) -> Value {
+    json!({
+        "qualified_signer": hex::encode(&quote.qualified_signer),
+        "extra_data": hex::encode(&quote.extra_data),
+        "clock_ms": quote.clock.clock,
+        "reset_count": quote.clock.reset_count,
+        "restart_count": quote.clock.restart_count,
+        "clock_safe": quote.clock.safe,
+        "firmware_version": format!("{:016x}", quote.firmware_version),
+        "pcr_digest": hex::encode(&quote.pcr_digest),
+    })
+}
+
+fn pcr_claims(pcrs: &PcrValues) -> Value {
+    let banks = pcrs.iter().map(|(bank, values)| {
+        let values = values
+            .iter()
+            .map(|(pcr, value)| (pcr.to_string(), json!(hex::encode(value))));
+        (bank.name().to_owned(), Value::Object(values.collect()))
+    });
+    Value::Object(banks.collect())
 }

@@ -148,7 +148,7 @@ pub(crate) enum PublicKey {
 }
 
 impl PublicKey {
-    pub(super) fn from_spki(spki: &SubjectPublicKeyInfoOwned) -> Self {
+    pub(crate) fn from_spki(spki: &SubjectPublicKeyInfoOwned) -> Self {
         let key = spki.subject_public_key.as_bytes().unwrap_or_default().to_vec();
         let curve = || {
             spki.algorithm
