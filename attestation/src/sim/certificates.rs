@@ -10,8 +10,8 @@ use super::der::{bits, integer, oid, sequence, tlv};
 use crate::snp::TcbVersion;
 
 const AMD: [u32; 8] = [1, 3, 6, 1, 4, 1, 3704, 1];
-const NOT_BEFORE: &str = "240101000000Z";
-const NOT_AFTER: &str = "490101000000Z";
+pub(super) const NOT_BEFORE: &str = "240101000000Z";
+pub(super) const NOT_AFTER: &str = "490101000000Z";
 
 /// An RSA key with a name.
 pub(super) struct Issuer {
@@ -129,12 +129,12 @@ impl CrlIssuer {
     }
 }
 
-enum Critical {
+pub(super) enum Critical {
     Yes,
     No,
 }
 
-fn extension(id: &[u32], critical: Critical, value: &[u8]) -> Vec<u8> {
+pub(super) fn extension(id: &[u32], critical: Critical, value: &[u8]) -> Vec<u8> {
     let mut parts = vec![oid(id)];
     if matches!(critical, Critical::Yes) {
         parts.push(tlv(0x01, &[0xff]));
@@ -148,7 +148,7 @@ fn amd(arcs: &[u32], value: &[u8]) -> Vec<u8> {
 }
 
 /// `C=US, O=…, CN=…`; the organisation says what this is, for whoever looks at such a certificate.
-fn name(common_name: &str) -> Vec<u8> {
+pub(super) fn name(common_name: &str) -> Vec<u8> {
     let attribute = |arcs: &[u32], text: &str| tlv(0x31, &sequence(&[oid(arcs), tlv(0x0c, text.as_bytes())]));
     sequence(&[
         attribute(&[2, 5, 4, 10], "Decent Cloud SIMULATED platform, for tests only"),

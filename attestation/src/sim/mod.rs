@@ -1,4 +1,5 @@
-//! A simulated SEV-SNP platform: the chip and its maker's certificate chain, under a root of its own.
+//! A simulated SEV-SNP platform: the chip and its maker's certificate chain, under a root of its own; in [`tdx`] a
+//! simulated TDX platform.
 //!
 //! It issues reports in the real format, signed by a VCEK whose certificate carries the real extensions; the verifier
 //! takes the same way through them as through AMD's. Only the root differs, and nothing trusts it unless somebody names
@@ -7,6 +8,7 @@
 
 mod certificates;
 mod der;
+pub mod tdx;
 mod tpm;
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
