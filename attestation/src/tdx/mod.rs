@@ -31,8 +31,9 @@ pub(crate) use quote::recognise;
 pub use tcb::TcbStatus;
 
 use crate::result::{Appraisal, Check, Trust};
-use crate::x509::show_time;
+use crate::x509::{Cert, show_time};
 use crate::{Endorsements, GuestKeys, Policy, Roots};
+use pck::Platform;
 use quote::Quote;
 
 /// One value for everything that was measured until the operating system ran: SHA-384(`MRTD` ‖ `RTMR0` ‖ `RTMR1` ‖
@@ -115,13 +116,20 @@ fn unappraised() -> impl Iterator<Item = Check> {
 
 /// Every field, decoded; nothing is verified.
 pub(crate) fn claims(quote: &[u8]) -> Value {
-    match Quote::parse(quote) {
-        Ok(quote) => quote.claims(),
-        Err((_, what)) => json!({ "unreadable": what }),
-    }
+    let quote = match Quote::parse(quote) {
+        Ok(quote) => quote,
+        Err((_, what)) => return json!({ "unreadable": what }),
+    };
+    let mut claims = quote.claims();
+    let leaf = pck::chain(quote.pck_chain).ok();
+    let leaf = leaf.and_then(|chain| Cert::parse(chain.first()?).ok());
+    let platform = leaf.and_then(|leaf| Platform::of(&leaf).ok());
+    claims["platform"] = platform.map_or(Value::Null, |platform| platform.claims());
+    claims
 }
 
-/// The `REPORT_DATA` of a quote that may be believed or not; `None`: bytes that are no quote.
-pub(crate) fn report_data(_quote: &[u8]) -> Option<[u8; 64]> {
-    None
+/// The `REPORTDATA` of a quote that may be believed or not; `None`: bytes that are no quote.
+pub(crate) fn report_data(quote: &[u8]) -> Option<[u8; 64]> {
+    let quote = Quote::parse(quote).ok()?;
+    Some(quote.body().report_data())
 }
