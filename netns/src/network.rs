@@ -447,7 +447,7 @@ impl Network {
     pub async fn end_sessions(&self, slot: Slot) -> Result<Ended, NetError> {
         let doomed = Doomed {
             vms: BTreeSet::from([self.ip4(slot)]),
-            ports: BTreeSet::new(),
+            ..Doomed::default()
         };
         self.look_with(move |_| flows::end(&doomed)).await
     }

@@ -77,8 +77,13 @@ pub(crate) enum Proxy {
 pub(crate) enum Action {
     /// `net.ipv4.ip_forward = 1`.
     EnableForwarding,
-    /// Takes routes out of HAProxy.
-    RemoveRoutes { names: BTreeSet<String> },
+    /// Takes routes out of HAProxy, and ends HAProxy's open connections to the addresses that they led to: whoever lost a
+    /// name must not go on being reached by it. A connection doesn't show the name that it came by, so those by another
+    /// name of the same VM end too, and come again.
+    RemoveRoutes {
+        names: BTreeSet<String>,
+        vms: BTreeSet<Ipv4Addr>,
+    },
     /// Loads nft rules in the host's namespace.
     HostRules { script: String, what: String },
     /// Removes a route to a VM.
@@ -155,7 +160,7 @@ impl fmt::Display for Action {
         };
         match self {
             Self::EnableForwarding => write!(f, "switch IPv4 forwarding on"),
-            Self::RemoveRoutes { names } => {
+            Self::RemoveRoutes { names, .. } => {
                 write!(f, "remove routes {}", some(names.iter().cloned().collect()))
             }
             Self::HostRules { what, .. } => f.write_str(what),
@@ -330,9 +335,7 @@ pub(crate) fn plan_removal(config: &Config, observed: &Observed, stop_proxy: Sto
     match (&observed.proxy, stop_proxy) {
         (Proxy::Up { pid, .. }, StopProxy::Yes) => steps.push(Action::StopProxy { pid: *pid }),
         (Proxy::Up { routes, .. }, StopProxy::No) if !routes.is_empty() => {
-            steps.push(Action::RemoveRoutes {
-                names: routes.keys().cloned().collect(),
-            });
+            steps.push(remove_routes(routes.iter()));
         }
         _ => {}
     }
@@ -357,6 +360,16 @@ pub(crate) enum StopProxy {
     No,
 }
 
+/// The step that takes these routes, as HAProxy shows them, out.
+fn remove_routes<'r>(routes: impl IntoIterator<Item = (&'r String, &'r String)>) -> Action {
+    let (mut names, mut vms) = (BTreeSet::new(), BTreeSet::new());
+    for (name, address) in routes {
+        names.insert(name.clone());
+        vms.extend(address.parse::<Ipv4Addr>());
+    }
+    Action::RemoveRoutes { names, vms }
+}
+
 /// Routes that lead nowhere now, and the host's rules, in one transaction for removed and new ones.
 fn remove_ways_in(
     config: &Config,
@@ -371,13 +384,12 @@ fn remove_ways_in(
         ..
     } = &observed.proxy
     {
-        let names: BTreeSet<String> = routes
-            .keys()
-            .filter(|name| !wanted.contains_key(*name))
-            .cloned()
+        let gone: BTreeMap<_, _> = routes
+            .iter()
+            .filter(|(name, _)| !wanted.contains_key(*name))
             .collect();
-        if !names.is_empty() {
-            steps.push(Action::RemoveRoutes { names });
+        if !gone.is_empty() {
+            steps.push(remove_routes(gone));
         }
     }
     match &observed.host_table {

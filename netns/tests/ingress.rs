@@ -252,6 +252,44 @@ async fn end_sessions_ends_connections_through_haproxy() {
     assert!(matches!(rest, Ok(0) | Err(_)), "{rest:?}");
 }
 
+/// A VM that loses a name lives on, but nobody stays connected to it by that name; its neighbour doesn't notice.
+#[tokio::test]
+async fn a_route_that_goes_takes_its_open_connections_along() {
+    let mut lab = Lab::new().with_haproxy();
+    let network = lab.open().await;
+    let mut desired = vms(&[(1, "alice"), (2, "bob")]);
+    desired
+        .routes
+        .extend([(name("a.example"), 1), (name("b.example"), 2)]);
+    network.converge(&desired).await.unwrap();
+    let mut streams = Vec::new();
+    for slot in [1, 2] {
+        lab.boot(&network, slot).await;
+        lab.serve(&lab.vm(slot), &format!("vm{slot}"), 80);
+        let mut stream = inside(&lab.wan(), || {
+            TcpStream::connect_timeout(&(HOST, 80).into(), SOON)
+        })
+        .unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        let host = ["a", "b"][usize::from(slot) - 1];
+        write!(stream, "GET / HTTP/1.1\r\nHost: {host}.example\r\n\r\n").unwrap();
+        assert!(stream.read(&mut [0; 1000]).unwrap() > 0);
+        streams.push(stream);
+    }
+    desired.routes.remove(&name("a.example"));
+    let changes = network.adjust(&desired).await.unwrap();
+    assert_eq!(changes.0, ["remove routes a.example"]);
+    let mut closed = |n: usize| match streams[n].read(&mut [0; 1000]) {
+        Ok(read) => read == 0,
+        Err(error) => !matches!(
+            error.kind(),
+            std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
+        ),
+    };
+    assert!(closed(0), "the connection by the removed name goes on");
+    assert!(!closed(1), "the neighbour's connection ended too");
+}
+
 #[tokio::test]
 async fn haproxy_is_found_again_started_again_and_replaced_when_its_settings_change() {
     let mut lab = Lab::new().with_haproxy();

@@ -1,6 +1,6 @@
 //! Doing: one step at a time. Every step may run again after it was cut off anywhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd as _;
 
@@ -42,6 +42,7 @@ pub(crate) fn apply(
         Action::EndFlows { ports, vms } => flows::end(&flows::Doomed {
             ports: ports.clone(),
             vms: vms.clone(),
+            proxied: BTreeSet::new(),
         })
         .map(drop),
         Action::MakeNamespace { tenant } => worker.make_namespace(tenant),
@@ -52,9 +53,14 @@ pub(crate) fn apply(
         }),
         Action::MakeTap { tenant, slot } => make_tap(worker, tenant, *slot),
         Action::HostRoute { tenant, slot } => add_host_route(worker, tenant, *slot),
-        Action::RemoveRoutes { names } => with_proxy(worker, |config| {
+        Action::RemoveRoutes { names, vms } => with_proxy(worker, |config| {
             haproxy::remove_routes(config, names)?;
-            haproxy::write_routes(config, routes)
+            haproxy::write_routes(config, routes)?;
+            flows::end(&flows::Doomed {
+                proxied: vms.clone(),
+                ..flows::Doomed::default()
+            })
+            .map(drop)
         }),
         Action::SetRoutes {
             routes: changed,

@@ -42,14 +42,20 @@ pub(crate) struct Doomed {
     pub(crate) ports: BTreeSet<(Transport, u16)>,
     /// Everything from and to these VMs.
     pub(crate) vms: BTreeSet<Ipv4Addr>,
+    /// This host's own TCP connections to these VMs (HAProxy's), not what is forwarded to them.
+    pub(crate) proxied: BTreeSet<Ipv4Addr>,
 }
 
 /// Ends it.
 pub(crate) fn end(doomed: &Doomed) -> Result<Ended, NetError> {
-    let flows = end_conntrack(doomed).map_err(os("end entries of the connection table"))?;
-    let sockets = match doomed.vms.is_empty() {
+    let flows = match doomed.vms.is_empty() && doomed.ports.is_empty() {
         true => 0,
-        false => end_sockets(&doomed.vms).map_err(os("end TCP connections to a VM"))?,
+        false => end_conntrack(doomed).map_err(os("end entries of the connection table"))?,
+    };
+    let proxied: BTreeSet<Ipv4Addr> = doomed.vms.union(&doomed.proxied).copied().collect();
+    let sockets = match proxied.is_empty() {
+        true => 0,
+        false => end_sockets(&proxied).map_err(os("end TCP connections to a VM"))?,
     };
     Ok(Ended { flows, sockets })
 }
