@@ -362,7 +362,8 @@ pub struct RentArgs {
     /// cloud-init user data, at most `USER_DATA_MAX` bytes. The ledger is public: no secrets here.
     #[serde(with = "serde_bytes")]
     pub user_data: Vec<u8>,
-    /// A DNS name to route to the VM; without it only the contract-derived name is routed.
+    /// A DNS name to route to the VM beside the derived one, while DNS proves it ([`crate::name_proof`]); asking for it gives
+    /// no right to it.
     pub tls_name: Option<String>,
     /// Ports to lease, at most 16.
     pub ports: Vec<PortRequest>,

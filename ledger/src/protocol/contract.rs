@@ -116,25 +116,29 @@ impl Txn<'_> {
         Ok(record)
     }
 
-    /// A wanted DNS name must be nobody's yet: names under a provider's domain are derived, never chosen.
-    fn check_tls_name(&self, name: &str) -> Result<(), LedgerError> {
+    /// A wanted DNS name must be one, and neither one that the host gives (it, or what lies under the domain of its
+    /// provider) nor a derived name of any contract, present or to come. Wanting a name gives no right to it, here or
+    /// elsewhere: the host routes it when its owner's DNS says so ([`crate::name_proof`]), so nobody can take a name away
+    /// from its owner by being first.
+    fn check_tls_name(&self, name: &str, own_domain: &str) -> Result<(), LedgerError> {
         text::dns_name(name).map_err(|why| invalid("tls_name", why))?;
-        let suffixes = name.match_indices('.').filter_map(|(dot, _)| name.get(dot + 1..));
-        for suffix in std::iter::once(name).chain(suffixes) {
-            if self.state.index.domains.contains_key(suffix) {
-                let why = format!(
-                    "{suffix} is a provider's domain: the name <contract>.{suffix} comes by itself, others aren't given"
-                );
-                return Err(invalid("tls_name", why));
-            }
+        if text::is_under(name, own_domain) {
+            let why = format!(
+                "{own_domain} is the provider's own domain: the name <contract>.{own_domain} comes by itself, others \
+                 aren't given"
+            );
+            return Err(invalid("tls_name", why));
         }
-        match self.state.index.names.get(name) {
-            Some(contract) => Err(invalid(
-                "tls_name",
-                format!("in use by contract {contract} until it ends"),
-            )),
-            None => Ok(()),
+        let derived = name.split_once('.').is_some_and(|(label, domain)| {
+            label.len() == 8
+                && label.bytes().all(|b| b.is_ascii_hexdigit())
+                && self.state.index.domains.contains_key(domain)
+        });
+        if derived || self.state.index.names.contains_key(name) {
+            let why = "a name that a provider gives to one of its contracts; it can't be chosen";
+            return Err(invalid("tls_name", why));
         }
+        Ok(())
     }
 
     pub(super) fn rent(&mut self, developer: Principal, args: &RentArgs) -> Result<ContractId, LedgerError> {
@@ -168,8 +172,13 @@ impl Txn<'_> {
         if !reasons.is_empty() {
             return Err(LedgerError::DoesNotFit { reasons });
         }
+        let domain = self
+            .providers
+            .get(&stored.provider)
+            .map(|p| p.profile.domain.clone())
+            .unwrap_or_default();
         if let Some(name) = &args.tls_name {
-            self.check_tls_name(name)?;
+            self.check_tls_name(name, &domain)?;
         }
         let price = price_per_hour(&stored.spec.prices, &args.request).ok_or_else(|| overflow("price"))?;
         let total = price_of(price, args.request.period_s).ok_or_else(|| overflow("price"))?;
@@ -187,11 +196,6 @@ impl Txn<'_> {
             );
             return Err(invalid("max_total", why));
         }
-        let domain = self
-            .providers
-            .get(&stored.provider)
-            .map(|p| p.profile.domain.clone())
-            .unwrap_or_default();
         let (id, derived_name) = self.new_id(developer, &digest, &domain)?;
         let contract = Contract {
             id,

@@ -80,7 +80,7 @@ pub(super) struct Index {
     pub(super) unreleased: BTreeMap<Principal, BTreeSet<ContractId>>,
     /// Contracts by developer and by provider, oldest first.
     pub(super) of_account: BTreeMap<Principal, BTreeSet<(TimeNs, ContractId)>>,
-    /// DNS names of contracts that haven't ended.
+    /// Derived DNS names of contracts that haven't ended. The names that tenants bring are nobody's here.
     pub(super) names: BTreeMap<String, ContractId>,
     /// Providers by domain.
     pub(super) domains: BTreeMap<String, Principal>,
@@ -402,10 +402,8 @@ impl Index {
                     self.unreleased.remove(&contract.host);
                 }
             }
-            for name in contract.args.tls_name.iter().chain([derived_name]) {
-                if self.names.get(name) == Some(&contract.id) {
-                    self.names.remove(name);
-                }
+            if self.names.get(derived_name) == Some(&contract.id) {
+                self.names.remove(derived_name);
             }
         }
         if let Some(Record {
@@ -431,9 +429,6 @@ impl Index {
             }
             if !matches!(contract.state, ContractState::Ended(_)) {
                 self.names.insert(derived_name.clone(), contract.id);
-                if let Some(name) = &contract.args.tls_name {
-                    self.names.insert(name.clone(), contract.id);
-                }
             }
         }
     }

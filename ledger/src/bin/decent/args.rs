@@ -244,7 +244,7 @@ pub(crate) struct RentCommand {
     /// cloud-init user data, at most 64 KiB. The ledger is public: no secrets
     #[arg(long, value_name = "FILE")]
     pub(crate) user_data: Option<PathBuf>,
-    /// A DNS name to route to the VM, beside the contract's own
+    /// A DNS name to route to the VM, beside the derived one; `contract show` says which TXT record proves it
     #[arg(long, value_name = "NAME")]
     pub(crate) tls_name: Option<String>,
     /// A port to lease, as in tcp/22; may be given again

@@ -6,6 +6,7 @@ use ledger::api::{
     Capacity, Contract, ContractState, DCT, EndReason, EvidenceRecord, Grade, Invariants, LedgerInfo, Match,
     Offering, OfferingSpec, Quota, Reputation, TimeNs, Transport, VmKind, WhyNot,
 };
+use ledger::name_proof;
 
 use crate::parse::{GRADES, KINDS};
 
@@ -407,10 +408,22 @@ pub(crate) fn contract(c: &Contract) -> String {
             );
         }
     }
+    let over = matches!(c.state, ContractState::Ended(_));
+    if let Some(name) = c.args.tls_name.as_ref().filter(|_| !over) {
+        line(
+            "own name",
+            format!(
+                "{}: routed while DNS has {} TXT \"{}\"",
+                clean(name),
+                clean(&name_proof::record_name(name)),
+                name_proof::record_value(c.developer)
+            ),
+        );
+    }
     for refusal in &c.refusals {
         line("refused", clean(refusal));
     }
-    if matches!(c.state, ContractState::Ended(_)) {
+    if over {
         line(
             "released",
             if c.released {

@@ -152,21 +152,49 @@ fn the_same_memo_is_one_contract() {
     assert_ne!(world.ok(world.other, Command::Rent(args)), first);
 }
 
+/// Nobody keeps a name from its owner by wanting it first: not by a contract, not by a provider's domain.
 #[test]
-fn a_name_belongs_to_the_contract_that_took_it_until_it_ends() {
+fn wanting_a_name_takes_it_from_nobody_and_derived_names_are_never_chosen() {
     let mut world = World::new();
-    let named = |a: &mut RentArgs| a.tls_name = Some("www.tenant.example".into());
-    let id = world.rent_with(named).unwrap();
-    let mine = std::mem::replace(&mut world.developer, principal("other"));
-    let error = world.rent_with(named).unwrap_err().to_string();
-    assert!(error.contains(&id.to_string()), "{error}");
-    world.ok(mine, Command::Cancel(id));
-    world.rent_with(named).unwrap();
-    // And a provider can't take the domain over the tenant's head.
+    let named = |name: &str| {
+        let name = name.to_owned();
+        move |a: &mut RentArgs| a.tls_name = Some(name)
+    };
+    let squatters = world.rent_with(named("www.tenant.example")).unwrap();
+    let squatter = std::mem::replace(&mut world.developer, principal("other"));
+    let owners = world.rent_with(named("www.tenant.example")).unwrap();
+    let over = |world: &mut World, who, id| {
+        world.ok(who, Command::Cancel(id));
+        world.ok(world.host, Command::Released(id));
+    };
+    over(&mut world, squatter, squatters);
+    over(&mut world, principal("other"), owners);
     let key = principal("another provider");
+    world.ok(key, Command::RegisterProvider(profile("tenant.example")));
+    for name in ["www.tenant.example", "tenant.example"] {
+        let id = world.rent_with(named(name)).unwrap();
+        over(&mut world, principal("other"), id);
+    }
+
+    for derived in [
+        format!("{}.p.example", squatters.short()),
+        "0123abcd.tenant.example".to_owned(),
+        "www.p.example".to_owned(),
+        "p.example".to_owned(),
+    ] {
+        let error = world.rent_with(named(&derived)).unwrap_err().to_string();
+        assert!(error.contains("tls_name"), "{derived}: {error}");
+    }
+    // A provider that changes its domain leaves names behind, under which tenants are still being served.
+    let live = world.rent();
+    let provider = world.provider;
+    world.ok(provider, Command::RegisterProvider(profile("moved.example")));
+    let left = format!("{}.p.example", live.short());
+    let error = world.rent_with(named(&left)).unwrap_err().to_string();
+    assert!(error.contains("can't be chosen"), "{error}");
     world.refused(
-        key,
-        Command::RegisterProvider(profile("tenant.example")),
+        principal("a third provider"),
+        Command::RegisterProvider(profile("p.example")),
         "in use by contract",
     );
     world.assert_replay();
