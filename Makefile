@@ -17,7 +17,7 @@ TENANT_IMAGE := $(BUILD)/tenant
 
 PACKAGES := build-essential pkg-config clang libclang-dev libvirt-dev \
 	qemu-system-x86 libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system libvirt-clients \
-	procps iproute2 nftables haproxy conntrack openssl curl openssh-client netcat-openbsd \
+	procps iproute2 nftables haproxy dnsmasq-base conntrack openssl curl openssh-client netcat-openbsd \
 	mmdebstrap cpio lz4 zstd mtools dosfstools e2fsprogs cryptsetup-bin systemd jq
 
 .PHONY: help setup build agent image demo test lint unit main-job bench clean

@@ -26,14 +26,21 @@ pub struct Capacity {
     pub hugepages_2m: Option<u64>,
     /// Storage for VM disks, GiB.
     pub storage_gib: u64,
-    /// Bytes of the file system that no contract may use.
-    pub storage_reserve_bytes: u64,
     /// Slot numbers.
     pub slots: RangeInclusive<u16>,
     /// Public ports for leases.
     pub lease_ports: RangeInclusive<u16>,
     /// PCI addresses of GPUs.
     pub gpus: Vec<String>,
+}
+
+impl Capacity {
+    /// GiB for disks that can be promised now: never more than what disks hold and the file system has left, whatever was
+    /// configured. It shrinks when somebody else fills the file system.
+    pub fn storage_gib_in(&self, space: Space) -> u64 {
+        let room = space.available_bytes.saturating_add(space.used_bytes);
+        self.storage_gib.min(room / GIB)
+    }
 }
 
 /// What one contract needs.
@@ -196,10 +203,7 @@ pub fn allocate(
     }
     // Disks are sparse: what today's disks may still grow by is as good as gone.
     let growth = promised_gib.saturating_mul(GIB).saturating_sub(space.used_bytes);
-    let room = space
-        .available_bytes
-        .saturating_sub(capacity.storage_reserve_bytes)
-        .saturating_sub(growth);
+    let room = space.available_bytes.saturating_sub(growth);
     if want.disk_gib.saturating_mul(GIB) > room {
         refusals.push(Refusal::DiskSpace {
             wanted: want.disk_gib,
@@ -295,7 +299,6 @@ mod tests {
             memory_mib: 4096,
             hugepages_2m: None,
             storage_gib: 100,
-            storage_reserve_bytes: GIB,
             slots: 1..=4,
             lease_ports: 20000..=20003,
             gpus: vec!["0000:01:00.0".into()],
@@ -337,7 +340,7 @@ mod tests {
             ..capacity()
         };
         let tight = Space {
-            available_bytes: 21 * GIB,
+            available_bytes: 20 * GIB,
             used_bytes: GIB,
         };
         for (row, capacity, space, want, refusals) in [
@@ -422,6 +425,46 @@ mod tests {
         ] {
             let got = allocate(&capacity, space, std::slice::from_ref(&one), &want);
             assert_eq!(got.err().unwrap_or_default(), refusals, "{row}");
+        }
+    }
+
+    #[test]
+    fn no_more_storage_is_promised_than_the_file_system_can_hold() {
+        let capacity = capacity(); // 100 GiB configured
+        for (available, used, want) in [
+            (200, 0, 100),
+            (100, 0, 100),
+            (60, 20, 80), // what our disks hold is promised already, not lost
+            (60, 0, 60),
+            (0, 30, 30),
+            (0, 0, 0),
+        ] {
+            let space = Space {
+                available_bytes: available * GIB,
+                used_bytes: used * GIB,
+            };
+            assert_eq!(
+                capacity.storage_gib_in(space),
+                want,
+                "{available} free, {used} ours"
+            );
+            // What is promised can be given: to one contract, beside those who have the rest.
+            let taken = Allocation {
+                slot: 4,
+                vcpus: 1,
+                memory_mib: 1,
+                disk_gib: used,
+                ports: Vec::new(),
+                gpus: Vec::new(),
+            };
+            let want = Want {
+                disk_gib: want - used.min(want),
+                ..super::tests::want()
+            };
+            assert!(
+                allocate(&capacity, space, &[taken], &want).is_ok(),
+                "{available} {used}"
+            );
         }
     }
 

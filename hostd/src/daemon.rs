@@ -1,8 +1,8 @@
 //! The daemon: puts the parts together, keeps them running, and goes without touching a VM.
 //!
 //! Start: config → lock → journal → inventory → adapters → network, storage, ledger → actors (adoption) → socket → ready.
-//! Beside the supervisor run: registration (until the ledger knows host and offering), heartbeats, the network's keeper,
-//! upkeep (unknown objects are listed, unused images go). SIGTERM and SIGINT end the process; VMs run on.
+//! Beside the supervisor run: registration and offering (kept true as the file system fills), heartbeats, the network's
+//! keeper, the prover of tenants' names, upkeep (unknown objects are listed, unused images go). SIGTERM and SIGINT end the process; VMs run on.
 
 mod offering;
 mod upkeep;
@@ -25,6 +25,7 @@ use crate::config::{Adapter, Config};
 use crate::doctor;
 use crate::inventory::{self, Inventory};
 use crate::journal::{Journal, JournalError, Probe, now_ms};
+use crate::names::{self, Names};
 use crate::ports::{Host, LedgerPort};
 use crate::process::Processes;
 use crate::storage::{EncryptionSupport, Store};
@@ -35,7 +36,7 @@ use crate::surface::{self, App, Registration};
 use crate::vmm::cloud_hypervisor::{CloudHypervisor, CloudHypervisorConfig};
 use crate::vmm::libvirt::{AccelChoice, Libvirt, LibvirtConfig};
 use crate::vmm::{Vmm, VmmSupport};
-use crate::wiring::{GuestAgent, Ledger, Storage, TenantNetworks, Vfio, chain};
+use crate::wiring::{Dns, GuestAgent, Ledger, Storage, TenantNetworks, Vfio, chain};
 
 /// hostd can't start, or can't go on.
 #[derive(Debug, thiserror::Error)]
@@ -224,7 +225,6 @@ pub fn capacity(config: &Config, inventory: &Inventory, storage_bytes: u64) -> C
         memory_mib,
         hugepages_2m: config.vmm.hugepages.then_some(pool),
         storage_gib: over.storage_gib.unwrap_or(usable >> 30),
-        storage_reserve_bytes: config.storage.keep_free_bytes,
         slots: 1..=65534,
         lease_ports: config.network.lease_ports.ports(),
         gpus: gpus.take(over.gpus.map_or(usize::MAX, |n| n as usize)).collect(),
@@ -310,7 +310,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     });
     let ledger: Arc<dyn LedgerPort> = Arc::new(Ledger::new(client));
     let host = Host {
-        ledger: ledger.clone(),
+        ledger,
         net: network.clone(),
         taps: network,
         storage: Arc::new(Storage::new(store.clone())),
@@ -338,15 +338,16 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         timing,
         launches: Semaphore::new(config.vmm.parallel_launches.unwrap_or(cpus.max(2))),
         live: std::sync::Mutex::default(),
+        names: Names::default(),
         metrics: Metrics::default(),
         heartbeat_now: Notify::new(),
     });
     let spec = offering_spec(&config, &ctx, &inventory);
+    let heartbeat_every = Duration::from_secs(config.host.heartbeat_s);
     let (registration_sender, registration) = watch::channel(Registration::default());
     let (handle, supervisor) = supervise(ctx.clone());
     let listener = surface::listen(&config.host.socket(), config.host.socket_group.as_deref());
     let listener = listener.map_err(file_error("listen on", &config.host.socket()))?;
-    let heartbeat_every = Duration::from_secs(config.host.heartbeat_s);
     let app = Arc::new(App {
         ctx: ctx.clone(),
         handle,
@@ -360,11 +361,15 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
 
     let mut tasks = JoinSet::new();
     tasks.spawn(keeper);
-    tasks.spawn(offering::register(
-        ledger,
+    if app.ctx.facts.routes {
+        let dns = Arc::new(Dns::new(app.config.names.nameservers.clone()));
+        tasks.spawn(names::prove(ctx.clone(), dns, app.config.names.pace()));
+    }
+    tasks.spawn(offering::offer(
+        ctx.clone(),
         delegation,
         spec,
-        app.ctx.facts.ledger.clone(),
+        heartbeat_every,
         registration_sender,
     ));
     tasks.spawn(upkeep::heartbeats(
@@ -415,7 +420,7 @@ pub fn doctor_inputs(
     config: &Config,
     vmms: Vec<(String, VmmSupport)>,
     ledger: doctor::LedgerFact,
-    store: Option<&Store>,
+    encryption: EncryptionSupport,
     storage: inventory::Probe<crate::storage::Space>,
     running: bool,
 ) -> doctor::Inputs {
@@ -426,9 +431,6 @@ pub fn doctor_inputs(
     if let Some(binary) = &config.vmm.cloud_hypervisor.binary {
         tool_paths.insert("cloud-hypervisor".to_owned(), binary.clone());
     }
-    let unknown = || EncryptionSupport::Unavailable {
-        reasons: vec!["the storage can't be opened".into()],
-    };
     doctor::Inputs {
         root: "/".into(),
         wants: doctor::Wants {
@@ -448,7 +450,7 @@ pub fn doctor_inputs(
         vmms,
         ledger,
         storage,
-        encryption: store.map_or_else(unknown, |store| store.at_rest().clone()),
+        encryption,
         running,
         ingress_ports: config
             .network

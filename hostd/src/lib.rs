@@ -20,7 +20,8 @@
 //!
 //! # Always true
 //! 1. The journal has a step's line on disk before the machine changes.
-//! 2. One task changes a contract; capacity is given out inside the journal's transaction.
+//! 2. One task changes a contract (but for its proved name, which [`names`] alone writes); capacity is given out inside the
+//!    journal's transaction.
 //! 3. Nothing is killed, wiped or freed without a `removal` mark in the journal, and the mark comes from the ledger, from
 //!    the operator, from a step that failed before the contract was active, or from a VM that ended by itself.
 //! 4. VMs outlive hostd: stopping or killing hostd touches none.
@@ -32,6 +33,7 @@ pub mod daemon;
 pub mod doctor;
 pub mod inventory;
 pub mod journal;
+pub mod names;
 pub mod ports;
 pub mod process;
 pub mod seed;

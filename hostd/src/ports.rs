@@ -165,7 +165,7 @@ pub struct ImageFiles {
 /// Room for disks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
-    /// Free bytes of the file system (statvfs, for unprivileged users).
+    /// Free bytes of the file system (statvfs, for unprivileged users), less what is kept free.
     pub available_bytes: u64,
     /// Blocks that contracts' disks already hold, bytes.
     pub used_bytes: u64,
@@ -228,6 +228,13 @@ pub trait StoragePort: Send + Sync {
     async fn disks(&self) -> Result<Vec<ContractId>, StorageError>;
     /// Room.
     async fn space(&self) -> Result<Space, StorageError>;
+}
+
+/// DNS, as this host's resolver answers it.
+#[async_trait]
+pub trait DnsPort: Send + Sync {
+    /// The texts of the TXT records at a name (their strings joined), aliases followed.
+    async fn texts(&self, name: &str) -> crate::names::Answer;
 }
 
 /// Whole devices (GPUs) that are handed to VMs.

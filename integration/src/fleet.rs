@@ -34,6 +34,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use attestation::sim::Platform;
+use candid::Principal;
 use hostd::surface::model::Status;
 use ledger::api::{
     Amount, AtRest, Bytes, Contract, ContractId, ContractState, DCT, Grade, HostStatement, ImageRef,
@@ -200,15 +201,34 @@ impl Fleet {
 
     /// Rents `count` small plain VMs for an hour, all at once; they are paid when this returns.
     pub fn rent(&mut self, count: u32) -> Result<Vec<ContractId>> {
-        let offering = self
-            .offering
-            .context("nothing is offered yet: call wait_offering first")?;
+        let offering = self.offering()?;
         let orders: Vec<RentArgs> = (self.next_memo..self.next_memo + u64::from(count))
             .map(|memo| order(offering, self.image.clone(), memo))
             .collect();
         self.next_memo += u64::from(count);
         self.developer
             .each(orders, |client, order| async move { client.rent(order).await })
+    }
+
+    /// Rents one small plain VM that is to have a name of its own.
+    pub fn rent_named(&mut self, name: &str) -> Result<ContractId> {
+        let offering = self.offering()?;
+        let mut order = order(offering, self.image.clone(), self.next_memo);
+        order.tls_name = Some(name.to_owned());
+        self.next_memo += 1;
+        self.developer
+            .call(|client| async move { client.rent(order).await })
+    }
+
+    fn offering(&self) -> Result<OfferingId> {
+        self.offering
+            .context("nothing is offered yet: call wait_offering first")
+    }
+
+    /// Who the developer is.
+    pub fn developer(&self) -> Result<Principal> {
+        self.developer
+            .call(|client| async move { Ok(client.principal()) })
     }
 
     /// Cancels contracts, all at once; answers how they are then.

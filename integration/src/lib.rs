@@ -9,6 +9,7 @@
 //! | [`libvirt_harness`] | a private libvirtd |
 //! | [`tiny_guest`] | the smallest guest that boots and powers off |
 
+pub mod dns;
 pub mod fake_ch;
 pub mod fleet;
 pub mod libvirt_harness;

@@ -416,15 +416,9 @@ async fn offline_doctor(config: &Config) -> doctor::Report {
             why: crate::wiring::chain(&error),
         },
     };
-    let store = crate::storage::Store::open(config.storage.clone());
-    let space = match &store {
-        Ok(store) => store
-            .space()
-            .await
-            .map_or_else(|e| Probe::Unknown(e.to_string()), Probe::Known),
-        Err(error) => Probe::Unknown(error.to_string()),
-    };
-    let inputs = daemon::doctor_inputs(config, pairs, ledger, store.as_ref().ok(), space, false);
+    let (encryption, space) = crate::storage::look(&config.storage);
+    let space = space.map_or_else(|error| Probe::Unknown(error.to_string()), Probe::Known);
+    let inputs = daemon::doctor_inputs(config, pairs, ledger, encryption, space, false);
     doctor::examine(&doctor::gather(inputs))
 }
 

@@ -81,6 +81,13 @@ pub(super) fn status(status: &Status) -> String {
         "contracts {} running, {} provisioning, {} removing, {} degraded",
         counts.running, counts.provisioning, counts.removing, counts.degraded
     );
+    if counts.names_not_routed > 0 {
+        let _ = writeln!(
+            text,
+            "names     {} of tenants' own names not routed; why: hostd contracts",
+            counts.names_not_routed
+        );
+    }
     for vmm in &status.vmms {
         let kinds = vmm.kinds.iter().map(|(kind, why)| {
             if why.is_empty() {
@@ -133,12 +140,19 @@ pub(super) fn contracts(lines: &[ContractLine]) -> String {
             ]
         })
         .collect();
-    table(
+    let mut text = table(
         &[
             "CONTRACT", "PHASE", "LEDGER", "DOING", "KIND", "VCPU", "MIB", "SLOT", "TROUBLE",
         ],
         &rows,
-    )
+    );
+    for line in lines {
+        if let Some(name) = &line.own_name {
+            let id: String = line.id.chars().take(8).collect();
+            let _ = writeln!(text, "name of {id}  {}", name.line());
+        }
+    }
+    text
 }
 
 /// One VM.

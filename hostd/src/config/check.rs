@@ -132,6 +132,23 @@ pub(super) fn faults(config: &Config, text: &str) -> Vec<Fault> {
     check(absolute(&ledger.host_key), "ledger.host_key", ABSOLUTE);
     check(absolute(&ledger.delegation), "ledger.delegation", ABSOLUTE);
 
+    let names = &config.names;
+    for (key, value) in [
+        ("names.retry_max_s", names.retry_max_s),
+        ("names.recheck_s", names.recheck_s),
+    ] {
+        check(
+            (1..=24 * 3600).contains(&value),
+            key,
+            "must be 1 second to 24 hours",
+        );
+    }
+    check(
+        names.nameservers.len() <= 8,
+        "names.nameservers",
+        "name at most 8 resolvers",
+    );
+
     let storage = &config.storage;
     check(absolute(&storage.dir), "storage.dir", ABSOLUTE);
     check(

@@ -5,12 +5,14 @@
 
 mod check;
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ledger::api::{Amount, VmKind};
 use serde::Deserialize;
 
+use crate::names::Pace;
 use crate::storage::StorageConfig;
 
 /// One thing that is wrong in a config file.
@@ -66,6 +68,9 @@ pub struct Config {
     pub ledger: LedgerConfig,
     /// Tenant networks: netns' own settings.
     pub network: netns::Config,
+    /// Names that tenants bring.
+    #[serde(default)]
+    pub names: NamesConfig,
     /// Images and disks: the store's own settings.
     pub storage: StorageConfig,
     /// Virtual machine monitors.
@@ -129,6 +134,42 @@ pub struct LedgerConfig {
     pub host_key: PathBuf,
     /// The provider's delegation to this host, as `decent` writes it.
     pub delegation: PathBuf,
+}
+
+/// `[names]`: how names that tenants bring are proved, by TXT records.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NamesConfig {
+    /// Resolvers to ask, port 53 by UDP and TCP; empty: those of /etc/resolv.conf. Whoever can forge their answers can have
+    /// names routed: use one that validates DNSSEC, on this machine or behind a network that you trust.
+    pub nameservers: Vec<IpAddr>,
+    /// Longest pause between two looks for a record that isn't there, seconds.
+    pub retry_max_s: u64,
+    /// Between two looks at a record that is, seconds.
+    pub recheck_s: u64,
+}
+
+impl Default for NamesConfig {
+    fn default() -> Self {
+        Self {
+            nameservers: Vec::new(),
+            retry_max_s: 300,
+            recheck_s: 3600,
+        }
+    }
+}
+
+impl NamesConfig {
+    /// As the prover takes it.
+    pub fn pace(&self) -> Pace {
+        let retry_max = Duration::from_secs(self.retry_max_s);
+        let pace = Pace::default();
+        Pace {
+            retry_min: pace.retry_min.min(retry_max),
+            retry_max,
+            recheck: Duration::from_secs(self.recheck_s),
+        }
+    }
 }
 
 /// `[vmm]`

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::inventory::Inventory;
-use crate::ports::{LedgerCallError, LedgerPort};
+use crate::ports::LedgerCallError;
 use crate::supervisor::Ctx;
 use crate::supervisor::spec::kind_name;
 use crate::surface::Registration;
@@ -91,19 +91,74 @@ pub fn offering_spec(config: &Config, ctx: &Ctx, inventory: &Inventory) -> Resul
     })
 }
 
-/// Registers until it is done. What the ledger refuses is tried again too, slowly: an operator may repair it there.
-pub(super) async fn register(
-    ledger: Arc<dyn LedgerPort>,
+/// Registers and publishes until it is done, then keeps the offered storage true. What the ledger refuses is tried again
+/// too, slowly: an operator may repair it there.
+pub(super) async fn offer(
+    ctx: Arc<Ctx>,
     delegation: HostDelegation,
     spec: Result<OfferingSpec, String>,
-    ledger_id: Vec<u8>,
+    review: Duration,
     registration: watch::Sender<Registration>,
 ) {
+    let mut spec = match register(&ctx, &delegation, spec, &registration).await {
+        Some(spec) => spec,
+        None => return,
+    };
+    loop {
+        tokio::time::sleep(review).await;
+        let now = match ctx.storage_gib().await {
+            Ok(now) => now,
+            Err(error) => {
+                tracing::warn!(%error, "the room for disks can't be looked at; the offering stays");
+                continue;
+            }
+        };
+        if !is_stale(spec.capacity.storage_gib, now) {
+            continue;
+        }
+        let new = OfferingSpec {
+            capacity: api::Capacity {
+                storage_gib: now,
+                ..spec.capacity
+            },
+            ..spec.clone()
+        };
+        match ctx.host.ledger.publish_offering(&new).await {
+            Ok(id) => {
+                let (before, offering) = (spec.capacity.storage_gib, id);
+                tracing::info!(
+                    offering,
+                    before,
+                    now,
+                    "the file system's room has changed: offered anew"
+                );
+                registration.send_modify(|now| now.offering = Some(id));
+                spec = new;
+            }
+            Err(error) => tracing::warn!(%error, "the offering can't be changed; tried again"),
+        }
+    }
+}
+
+/// Whether the offered storage must be published anew: at once when there is less than offered; when there is more, only if
+/// it is worth a new offering (developers who have just matched the old one must match again).
+fn is_stale(offered_gib: u64, now_gib: u64) -> bool {
+    now_gib < offered_gib || now_gib - offered_gib > offered_gib / 10
+}
+
+/// Answers what was published; `None`: there is nothing to offer.
+async fn register(
+    ctx: &Ctx,
+    delegation: &HostDelegation,
+    spec: Result<OfferingSpec, String>,
+    registration: &watch::Sender<Registration>,
+) -> Option<OfferingSpec> {
+    let ledger = &ctx.host.ledger;
     let mut pause = Duration::from_millis(250);
     loop {
         let attempt = async {
             let info = ledger.info().await?;
-            if info.ledger.as_slice() != ledger_id {
+            if info.ledger.as_slice() != ctx.facts.ledger {
                 let why = format!(
                     "the ledger says that it is {}, not ledger.canister_id",
                     info.ledger
@@ -113,18 +168,24 @@ pub(super) async fn register(
                     why,
                 });
             }
-            ledger.register_host(&delegation).await?;
+            ledger.register_host(delegation).await?;
             registration.send_modify(|registration| registration.registered = true);
-            match &spec {
-                Ok(spec) => ledger.publish_offering(spec).await.map(Ok),
-                Err(why) => Ok(Err(why.clone())),
+            let mut spec = match spec.clone() {
+                Ok(spec) => spec,
+                Err(why) => return Ok(Err(why)),
+            };
+            match ctx.storage_gib().await {
+                Ok(gib) => spec.capacity.storage_gib = gib,
+                Err(error) => return Ok(Err(format!("the room for disks can't be looked at: {error}"))),
             }
+            let id = ledger.publish_offering(&spec).await?;
+            Ok(Ok((id, spec)))
         };
         match attempt.await {
-            Ok(Ok(id)) => {
+            Ok(Ok((id, spec))) => {
                 tracing::info!(offering = id, "host registered, offering published");
                 registration.send_modify(|now| (now.offering, now.trouble) = (Some(id), None));
-                return;
+                return Some(spec);
             }
             Ok(Err(why)) => {
                 tracing::error!(
@@ -132,7 +193,7 @@ pub(super) async fn register(
                     "host registered, but there is nothing to offer; contracts here go on"
                 );
                 registration.send_modify(|now| now.trouble = Some(why));
-                return;
+                return None;
             }
             Err(error) => {
                 let why = error.to_string();
@@ -144,6 +205,25 @@ pub(super) async fn register(
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(longest));
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn less_room_is_offered_at_once_and_more_when_it_is_worth_it() {
+        for (offered, now, stale) in [
+            (100, 100, false),
+            (100, 99, true),
+            (100, 110, false),
+            (100, 111, true),
+            (0, 0, false),
+            (0, 1, true),
+        ] {
+            assert_eq!(is_stale(offered, now), stale, "{offered} → {now}");
         }
     }
 }

@@ -189,6 +189,8 @@ pub struct Record {
     pub allocation: Option<Allocation>,
     /// Whether its network shall exist.
     pub network: bool,
+    /// The name that its developer has brought and proved, and that is routed to it.
+    pub own_name: Option<String>,
     /// What is launched.
     pub spec: Option<VmSpec>,
     /// Adapter that launches it.
@@ -242,6 +244,8 @@ pub enum Change {
     Failed(Step, String),
     /// Its network shall exist, or no more.
     Network(bool),
+    /// Its own name is proved, or no more.
+    OwnName(Option<String>),
     /// What is launched, and by which adapter.
     Spec(Box<VmSpec>, String),
     /// The VMM runs.

@@ -8,7 +8,8 @@ use rusqlite::Connection;
 use super::JournalError;
 
 /// Applied in order, each in a transaction of its own. Never edit one that was released; append.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
 CREATE TABLE contracts (
     id          BLOB PRIMARY KEY CHECK (length(id) = 32),
     contract    TEXT NOT NULL,              -- the ledger's Contract, JSON
@@ -45,7 +46,11 @@ CREATE TABLE settings (
     key         TEXT PRIMARY KEY,
     value       TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
-"];
+",
+    "
+ALTER TABLE contracts ADD COLUMN own_name TEXT; -- the tenant's own DNS name, while it is proved
+",
+];
 
 /// Brings the file up to date.
 pub(super) fn migrate(db: &mut Connection) -> Result<(), JournalError> {

@@ -301,6 +301,7 @@ fn apply(db: &Connection, id: ContractId, changes: &[Change]) -> Result<(), Jour
             Change::Done(step) => end(db, id, *step, "done", None)?,
             Change::Failed(step, why) => end(db, id, *step, "failed", Some(why))?,
             Change::Network(wanted) => set(db, id, "network", wanted)?,
+            Change::OwnName(name) => set(db, id, "own_name", name)?,
             Change::Spec(spec, adapter) => {
                 set(db, id, "spec", json(spec))?;
                 set(db, id, "adapter", adapter)?;
@@ -344,7 +345,7 @@ fn end(
 }
 
 const COLUMNS: &str = "id, contract, opened_ms, allocation, network, spec, adapter, process, evidence, endpoint, \
-                       removal, told, finished_ms";
+                       removal, told, finished_ms, own_name";
 
 fn load(db: &Connection, id: ContractId) -> Result<Option<Record>, JournalError> {
     let row = db
@@ -383,6 +384,7 @@ struct Raw {
     removal: Option<String>,
     told: bool,
     finished_ms: Option<i64>,
+    own_name: Option<String>,
 }
 
 fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
@@ -400,6 +402,7 @@ fn raw(row: &Row<'_>) -> rusqlite::Result<Raw> {
         removal: row.get(10)?,
         told: row.get(11)?,
         finished_ms: row.get(12)?,
+        own_name: row.get(13)?,
     })
 }
 
@@ -459,6 +462,7 @@ fn complete(db: &Connection, raw: Raw) -> Result<Record, JournalError> {
             .map(|(w, t)| parse(id, w, &t))
             .transpose()?,
         network: raw.network,
+        own_name: raw.own_name,
         spec: optional("spec", raw.spec)
             .map(|(w, t)| parse(id, w, &t))
             .transpose()?,

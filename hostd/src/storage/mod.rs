@@ -247,6 +247,18 @@ impl StorageError {
     }
 }
 
+/// What a store here would find, without making or changing anything: whether disks can be encrypted, and the room (of the
+/// nearest folder that exists; what disks hold isn't added up).
+pub fn look(config: &StorageConfig) -> (EncryptionSupport, Result<Space, StorageError>) {
+    let there = config.dir.ancestors().find(|dir| dir.exists());
+    let space = files::space(there.unwrap_or(Path::new("/"))).map(|(total_bytes, free)| Space {
+        total_bytes,
+        available_bytes: free.saturating_sub(config.keep_free_bytes),
+        used_bytes: 0,
+    });
+    (luks::support(Path::new("/")), space)
+}
+
 /// Handle to the store; clones share it. All methods are safe to call at once and again.
 #[derive(Clone, Debug)]
 pub struct Store(Arc<Inner>);

@@ -35,7 +35,8 @@ pub use self::watcher::{LedgerSight, Snapshot};
 use crate::allocator::{Capacity, Refusal};
 use crate::config::DeadlineConfig;
 use crate::journal::{Journal, JournalError};
-use crate::ports::Host;
+use crate::names::Names;
+use crate::ports::{Host, StorageError};
 use crate::surface::metrics::Metrics;
 use crate::vmm::{Vmm, VmmSupport};
 
@@ -107,6 +108,8 @@ pub struct Ctx {
     pub launches: Semaphore,
     /// What each actor is at. A `std` mutex: held for a few instructions, never over an `.await`.
     pub live: Mutex<BTreeMap<ContractId, Live>>,
+    /// Names that tenants bring.
+    pub names: Names,
     /// Counts and times.
     pub metrics: Metrics,
     /// Woken when the ledger should hear something before the next heartbeat is due.
@@ -138,6 +141,11 @@ impl Ctx {
     /// The adapter of that name.
     pub fn adapter_named(&self, name: &str) -> Option<Arc<dyn Vmm>> {
         self.host.vmms.iter().find(|vmm| vmm.name() == name).cloned()
+    }
+
+    /// GiB of storage that can be promised now, in all.
+    pub async fn storage_gib(&self) -> Result<u64, StorageError> {
+        Ok(self.capacity.storage_gib_in(self.host.storage.space().await?))
     }
 
     /// Changes what is shown of a contract.

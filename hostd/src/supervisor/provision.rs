@@ -138,6 +138,7 @@ impl Actor {
             .sync(tenant)
             .await
             .map_err(|error| StepError::Transient(error.to_string()))?;
+        self.ctx.names.changed(&self.record().contract);
         Ok(Vec::new())
     }
 

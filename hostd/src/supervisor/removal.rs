@@ -75,6 +75,7 @@ impl Actor {
                 .sync(tenant)
                 .await
                 .map_err(|error| StepError::Failed(error.to_string()))?;
+            self.ctx.names.changed(&self.record().contract);
         }
         Ok(vec![Change::Freed])
     }

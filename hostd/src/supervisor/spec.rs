@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use ledger::api::{AtRest, Contract, ContractId, Endpoint, Quota, Transport, USER_DATA_MAX, VmKind};
+use ledger::name_proof;
 use netns::{Desired, DnsName, Lease, TenantId, VmNet};
 
 use crate::allocator::{Allocation, Refusal, Want};
@@ -17,7 +18,7 @@ use crate::vmm::{Access, Boot, Disk, Hugepages, Nic, VmSpec};
 pub struct HostFacts {
     /// Canister id bytes of the ledger.
     pub ledger: Vec<u8>,
-    /// The provider's domain: `<short id>.<domain>` is each contract's own name.
+    /// The provider's domain: `<short id>.<domain>` is each contract's derived name.
     pub domain: String,
     /// Public address.
     pub address: Ipv4Addr,
@@ -56,7 +57,7 @@ pub fn tenant(contract: &Contract) -> TenantId {
 }
 
 impl HostFacts {
-    /// The contract's own name.
+    /// The name that the contract always has.
     pub fn derived_name(&self, id: ContractId) -> String {
         format!("{}.{}", id.short(), self.domain)
     }
@@ -122,6 +123,14 @@ impl HostFacts {
                         self.derived_name(contract.id)
                     ),
                 ),
+                Ok(name) if name.as_str().len() > name_proof::NAME_BYTES_MAX => refuse(
+                    "tls_name",
+                    format!(
+                        "at most {} bytes: its proof stands at {}",
+                        name_proof::NAME_BYTES_MAX,
+                        name_proof::record_name("<name>")
+                    ),
+                ),
                 Ok(_) => {}
             }
         }
@@ -171,7 +180,12 @@ impl HostFacts {
             ssh_public_keys: contract.args.ssh_public_keys.clone(),
             user_data: contract.args.user_data.clone(),
             hostname: format!("vm-{}", contract.id.short()),
-            tls_names: self.names(contract),
+            // Also what isn't proved yet: a certificate that the VM signs by itself proves no name, its key counts.
+            tls_names: self
+                .names(contract)
+                .into_iter()
+                .chain(self.own_name(contract).map(|name| name.to_string()))
+                .collect(),
             nic,
             nameservers: self.nameservers.clone(),
         }
@@ -224,9 +238,14 @@ impl HostFacts {
         }
     }
 
-    /// Names routed to the contract's VM: its own. A name that the tenant brings goes live when its owner has proven it,
-    /// which this host can't check yet; until then the tenant points it here with a CNAME to the contract's own name and
-    /// uses port leases, or connects with the contract's own name as SNI.
+    /// The name that the tenant brings, if names are routed here. It leads to the VM only while it is proved
+    /// ([`crate::names`]).
+    pub fn own_name(&self, contract: &Contract) -> Option<DnsName> {
+        let name: DnsName = contract.args.tls_name.as_ref()?.parse().ok()?;
+        (self.routes && !self.is_ours(name.as_str())).then_some(name)
+    }
+
+    /// Names that always lead to the contract's VM: the derived one.
     pub fn names(&self, contract: &Contract) -> Vec<String> {
         if self.routes {
             vec![self.derived_name(contract.id)]
@@ -280,6 +299,10 @@ impl HostFacts {
             }
             let names = self.names(&record.contract).into_iter();
             routes.extend(names.filter_map(|name| Some((name.parse::<DnsName>().ok()?, slot))));
+            let own = self.own_name(&record.contract);
+            if let Some(name) = own.filter(|name| record.own_name.as_deref() == Some(name.as_str())) {
+                routes.entry(name).or_insert(slot); // the prover gives a name to one contract only
+            }
         }
         Desired { vms, leases, routes }
     }

@@ -126,6 +126,7 @@ impl Metrics {
             ("running", status.contracts.running),
             ("removing", status.contracts.removing),
             ("degraded", status.contracts.degraded),
+            ("name-not-routed", status.contracts.names_not_routed),
         ] {
             set(&self.contracts.get_or_create(&PhaseLabel { phase }), count);
         }

@@ -90,7 +90,14 @@ impl App {
             Ok(space) => Probe::Known(space),
             Err(error) => Probe::Unknown(error.to_string()),
         };
-        let inputs = daemon::doctor_inputs(&self.config, vmms, ledger, Some(&self.store), space, true);
+        let inputs = daemon::doctor_inputs(
+            &self.config,
+            vmms,
+            ledger,
+            self.store.at_rest().clone(),
+            space,
+            true,
+        );
         let failed = |why: String| ApiError {
             code: StatusCode::INTERNAL_SERVER_ERROR,
             text: why,

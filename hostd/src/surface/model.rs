@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::journal::{Quarantined, Removal, Step, StepLine};
+use crate::names::OwnName;
 use crate::ports::NetCounters;
 
 /// The host at a glance.
@@ -93,6 +94,8 @@ pub struct ContractCounts {
     pub removing: u64,
     /// Something is wrong with them that hostd may not decide (also counted above).
     pub degraded: u64,
+    /// Have a name of their own that isn't routed (also counted above).
+    pub names_not_routed: u64,
 }
 
 /// An adapter.
@@ -127,6 +130,8 @@ pub struct ContractLine {
     pub slot: Option<u16>,
     /// Names that lead to it.
     pub names: Vec<String>,
+    /// The name that the tenant brought, and what it is at.
+    pub own_name: Option<OwnName>,
     /// Why it is degraded.
     pub degraded: Option<String>,
     /// The last failure that is being tried again.

@@ -11,6 +11,7 @@ use super::model::{
     Text, VmInfo, VmmStatus,
 };
 use crate::journal::{JournalError, Record, Step};
+use crate::names::OwnName;
 use crate::supervisor::Live;
 use crate::supervisor::decide::Desired;
 use crate::supervisor::spec::kind_name;
@@ -40,6 +41,19 @@ fn phase(record: &Record) -> &'static str {
 }
 
 impl App {
+    /// What the contract's own name is at; `None` if it asked for none, or is over.
+    fn own_name(&self, record: &Record) -> Option<OwnName> {
+        if record.removal.is_some() || record.finished_ms.is_some() {
+            return None;
+        }
+        let why = if self.ctx.facts.routes {
+            self.ctx.names.lack(record.id)
+        } else {
+            Some("this host routes no names".to_owned())
+        };
+        OwnName::new(&record.contract, record.network && record.own_name.is_some(), why)
+    }
+
     fn line(&self, record: &Record, live: Option<&Live>) -> ContractLine {
         let request = &record.contract.args.request;
         ContractLine {
@@ -51,7 +65,14 @@ impl App {
             vcpus: request.vcpus,
             memory_mib: request.memory_mib,
             slot: record.allocation.as_ref().map(|a| a.slot),
-            names: self.ctx.facts.names(&record.contract),
+            names: self
+                .ctx
+                .facts
+                .names(&record.contract)
+                .into_iter()
+                .chain(record.own_name.clone().filter(|_| record.network))
+                .collect(),
+            own_name: self.own_name(record),
             degraded: live.and_then(|live| live.degraded.clone()),
             last_error: live.and_then(|live| live.last_error.clone()),
             opened_ms: record.opened_ms,
@@ -82,6 +103,7 @@ impl App {
                 memory_mib: 0,
                 slot: None,
                 names: Vec::new(),
+                own_name: None,
                 degraded: live.degraded.clone(),
                 last_error: live.last_error.clone(),
                 opened_ms: 0,
@@ -148,6 +170,10 @@ impl App {
                 running: count("running"),
                 removing: count("removing"),
                 degraded: lines.iter().filter(|line| line.degraded.is_some()).count() as u64,
+                names_not_routed: lines
+                    .iter()
+                    .filter(|line| line.own_name.as_ref().is_some_and(|name| !name.routed))
+                    .count() as u64,
             },
             vmms: self.vmms(),
             quarantine: journal.quarantine().await?,
@@ -160,10 +186,12 @@ impl App {
         let taken = self.ctx.journal.allocations().await?;
         let sum = |of: fn(&crate::allocator::Allocation) -> u64| taken.iter().map(|(_, a)| of(a)).sum();
         let share = |total: u64, used: u64| Share { total, used };
+        // A storage that can't be looked at shows as trouble elsewhere; here stands what was configured.
+        let storage_gib = self.ctx.storage_gib().await.unwrap_or(all.storage_gib);
         Ok(CapacityStatus {
             vcpus: share(all.vcpus.into(), sum(|a| a.vcpus.into())),
             memory_mib: share(all.memory_mib, sum(|a| a.memory_mib)),
-            storage_gib: share(all.storage_gib, sum(|a| a.disk_gib)),
+            storage_gib: share(storage_gib, sum(|a| a.disk_gib)),
             gpus: share(all.gpus.len() as u64, sum(|a| a.gpus.len() as u64)),
             ports: share(all.lease_ports.len() as u64, sum(|a| a.ports.len() as u64)),
         })

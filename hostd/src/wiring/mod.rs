@@ -2,12 +2,14 @@
 
 mod agent;
 mod devices;
+mod dns;
 mod ledger;
 mod network;
 mod storage;
 
 pub use self::agent::GuestAgent;
 pub use self::devices::Vfio;
+pub use self::dns::Dns;
 pub use self::ledger::Ledger;
 pub use self::network::TenantNetworks;
 pub use self::storage::Storage;

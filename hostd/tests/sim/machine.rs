@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use hostd::names::Answer;
 use hostd::ports::{
-    AgentError, AgentPort, DevicePort, EvidenceAsk, ImageFiles, Look, NetCounters, NetError, NetPort,
-    ProcessPort, SeedSpec, Space, StorageError, StoragePort,
+    AgentError, AgentPort, DevicePort, DnsPort, EvidenceAsk, ImageFiles, Look, NetCounters, NetError,
+    NetPort, ProcessPort, SeedSpec, Space, StorageError, StoragePort,
 };
 use hostd::vmm::{AgentChannel, Observed, Taps, VmCounters, VmSpec, Vmm, VmmError, VmmProcess, VmmSupport};
 use ledger::api::{AtRest, ContractId, ContractState, ImageRef, VmKind};
@@ -245,6 +246,18 @@ impl StoragePort for Machine {
             available_bytes: 1 << 50,
             used_bytes: 0,
         })
+    }
+}
+
+#[async_trait]
+impl DnsPort for Machine {
+    async fn texts(&self, name: &str) -> Answer {
+        self.fuse.moment().await;
+        match self.world.state().dns.get(name) {
+            Some(Some(texts)) => Answer::Texts(texts.clone()),
+            Some(None) => Answer::Failed("simulated: SERVFAIL".into()),
+            None => Answer::Texts(Vec::new()),
+        }
     }
 }
 

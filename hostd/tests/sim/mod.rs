@@ -21,6 +21,7 @@ use std::time::Duration;
 use hostd::allocator::Capacity;
 use hostd::config::DeadlineConfig;
 use hostd::journal::Journal;
+use hostd::names::{Names, Pace, prove};
 use hostd::ports::Host;
 use hostd::supervisor::spec::HostFacts;
 use hostd::supervisor::{Ctx, Handle, NetKeeper, Timing, supervise};
@@ -64,6 +65,8 @@ pub struct State {
     pub disks: BTreeSet<ContractId>,
     pub seeds: BTreeSet<ContractId>,
     pub network: netns::Desired,
+    /// TXT records; `None`: the name's servers fail.
+    pub dns: BTreeMap<String, Option<Vec<String>>>,
     pub violations: Vec<String>,
     pub told: Vec<(ContractId, String)>,
 }
@@ -147,6 +150,7 @@ impl World {
                 disks: BTreeSet::new(),
                 seeds: BTreeSet::new(),
                 network: netns::Desired::default(),
+                dns: BTreeMap::new(),
                 violations: Vec::new(),
                 told: Vec::new(),
             }),
@@ -294,7 +298,6 @@ pub fn capacity() -> Capacity {
         memory_mib: 256 * 1024,
         hugepages_2m: None,
         storage_gib: 4096,
-        storage_reserve_bytes: 0,
         slots: 1..=65534,
         lease_ports: 20000..=29999,
         gpus: Vec::new(),
@@ -388,12 +391,19 @@ impl Life {
             timing,
             launches: Semaphore::new(8),
             live: Mutex::default(),
+            names: Names::default(),
             metrics: Metrics::default(),
             heartbeat_now: Notify::new(),
         });
         let (handle, run) = supervise(ctx.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(keeper);
+        let pace = Pace {
+            retry_min: Duration::from_millis(1),
+            retry_max: Duration::from_millis(20),
+            recheck: Duration::from_millis(30),
+        };
+        tasks.spawn(prove(ctx.clone(), machine, pace));
         tasks.spawn(async move {
             let _ = run.await; // `Gone`: the fuse has blown inside the journal
         });

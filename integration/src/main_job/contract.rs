@@ -56,6 +56,9 @@ struct Measured {
     measurement: Measurement,
 }
 
+/// The name that both developers want to have routed beside the derived ones. It will be Alice's.
+pub const OWN_NAME: &str = "shop.example.test";
+
 /// A request with every field that the paper names.
 const REQUEST: [&str; 20] = [
     "--max-price",
@@ -114,7 +117,6 @@ impl Job {
         )?;
         let manifest = self.image.join("manifest.json");
         let digest = hex::encode(Sha256::digest(fs::read(&manifest)?));
-        let tls_name = format!("{}.example.test", developer.name);
         let mut command = self.decent(ledger, developer, &with(&["--json", "rent"], &REQUEST))?;
         command
             .args(["--offering", &pick.offering.id.to_string()])
@@ -128,7 +130,7 @@ impl Job {
             .arg(ssh_key.with_extension("pub"))
             .arg("--user-data")
             .arg(&user_data)
-            .args(["--tls-name", &tls_name, "--port", "tcp/22"])
+            .args(["--tls-name", OWN_NAME, "--port", "tcp/22"])
             .args([
                 "--measurement",
                 &measurement.to_string(),

@@ -8,6 +8,7 @@
 //! | 3–5 | developer, host | match, pay, accept, provision, boot | [`contract`] |
 //! | 6–7 | VM, ledger | evidence verified, clock starts; forged evidence refused | [`contract`], [`forgery`] |
 //! | 8 | developer | verifies alone, connects by TLS and SSH; a neighbour can't | [`developer`] |
+//! | 8 | developer | proves a name of their own by DNS, and is reached by it | [`own_name`] |
 //! | 10 | host | hostd dies and adopts the VM | [`contract`] |
 //! | 9 | all | accrual, extension, cancellation, refund, removal, the books | [`contract`] |
 //!
@@ -18,6 +19,7 @@
 pub mod contract;
 pub mod developer;
 pub mod forgery;
+pub mod own_name;
 pub mod report;
 pub mod setting;
 pub mod world;
@@ -103,9 +105,11 @@ impl Job {
         self.forge(&ledger, &first)?;
         let access = self.verify_alone(&ledger, &first)?;
         self.connect(&first, &access)?;
+        self.own_name(&ledger, &host, &first, &access)?;
         let second = self.rent(&ledger, &ledger.bob, 2)?;
         self.follow_until_active(&ledger, &second)?;
         self.neighbours_are_strangers(&ledger, &first, &access, &second)?;
+        self.strangers_name(&host, &second)?;
         self.kill_hostd(&ledger, &host, &first, &access)?;
         self.extend_and_cancel(&ledger, &host, &first, &second)?;
         self.books(&ledger)

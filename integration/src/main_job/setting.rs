@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use super::Job;
 use super::world::{HOST_ADDRESS, Place, WAN_ADDRESS};
+use crate::dns;
 use crate::libvirt_harness;
 
 /// The demo ledger's clock runs so many times as fast as the wall clock.
@@ -164,6 +165,7 @@ impl Job {
             command.arg("--out").arg(&delegation);
             command
         })?;
+        dns::serve(&mut self.world, &[])?; // the internet's DNS: nobody has a name yet
         let libvirt = self.start_libvirt()?;
         let config = self.write_hostd_config(ledger, &key, &delegation, &libvirt)?;
         self.start_hostd(&config)?;
@@ -299,6 +301,10 @@ run_dir = "{dir}/run/haproxy"
 manage = "spawn"
 https_port = 443
 http_port = 80
+
+[names]
+nameservers = ["{WAN_ADDRESS}"]
+retry_max_s = 1
 
 [storage]
 dir = "{dir}/storage"
