@@ -86,7 +86,7 @@ pub enum ResponseBody {
     Hello {
         /// The agent's version.
         version: String,
-        /// `sev-snp` or `none`.
+        /// `sev-snp`, `tdx` or `none`.
         platform: String,
     },
     /// Why not; printable, at most [`ERROR_LEN_MAX`] bytes.

@@ -1,5 +1,7 @@
-//! Where a guest gets its report from: the kernel's configfs-tsm (Linux 6.7 and newer; `Documentation/ABI/testing/
-//! configfs-tsm-report`), or, in a simulated VM, the simulator's virtio-serial port. No ioctl, no `unsafe`.
+//! Where a guest gets its report or quote from: the kernel's configfs-tsm (Linux 6.7 and newer; `Documentation/ABI/
+//! testing/configfs-tsm-report`), or, in a simulated VM, the simulator's virtio-serial port. No ioctl, no `unsafe`.
+//!
+//! A TD's firmware leaves its event log where ACPI's CCEL table says; the kernel shows it as a file.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -12,8 +14,13 @@ use minicbor::Decoder;
 use super::{Deframer, SIMULATOR_PORT, frame};
 use crate::CpuEvidence;
 use crate::cbor::Writer;
+use crate::evidence::EVENT_LOG_LEN_MAX;
 
 const TSM: &str = "/sys/kernel/config/tsm/report";
+const CCEL: &str = "/sys/firmware/acpi/tables/data/CCEL";
+const TDX_DEVICE: &str = "/dev/tdx_guest";
+/// How many bytes of a CCEL area's padding are kept: the last record's data may end with the same byte.
+const CCEL_PADDING: usize = 64;
 /// One entry of the certificate table of an extended guest request (AMD 56421, GHCB, 4.1.8.1): GUID, offset, length.
 const TABLE_ENTRY: usize = 24;
 
@@ -41,7 +48,7 @@ pub enum ReportError {
         why: io::Error,
     },
     /// Another kind of platform.
-    #[error("the kernel's report provider is {0:?}; this agent knows sev_guest")]
+    #[error("the kernel's report provider is {0:?}; this agent knows sev_guest and tdx_guest")]
     Provider(String),
     /// The answer is not one.
     #[error("the platform's answer is malformed")]
@@ -60,16 +67,24 @@ impl ReportSource {
         }
     }
 
-    /// A report over `report_data`, with the certificates that came with it.
+    /// What kind of platform answers there, for people.
+    pub fn platform(self) -> &'static str {
+        match self {
+            Self::ConfigfsTsm if Path::new(TDX_DEVICE).exists() => "tdx",
+            Self::ConfigfsTsm | Self::Simulator => "sev-snp",
+        }
+    }
+
+    /// A report or quote over `report_data`, with the certificates or the event log that belong to it.
     pub fn report(self, report_data: &[u8; 64]) -> Result<CpuEvidence, ReportError> {
-        let (report, table) = match self {
-            Self::ConfigfsTsm => configfs(report_data)?,
-            Self::Simulator => simulator(report_data)?,
-        };
-        Ok(CpuEvidence::SevSnp {
-            report,
-            certificates: certificates(&table),
-        })
+        match self {
+            Self::ConfigfsTsm => configfs(Path::new(TSM), Path::new(CCEL), report_data),
+            Self::Simulator => {
+                let (report, table) = simulator(report_data)?;
+                let certificates = certificates(&table);
+                Ok(CpuEvidence::SevSnp { report, certificates })
+            }
+        }
     }
 }
 
@@ -87,21 +102,42 @@ impl Drop for Entry {
     }
 }
 
-fn configfs(report_data: &[u8; 64]) -> Result<(Vec<u8>, Vec<u8>), ReportError> {
-    let entry = Entry(Path::new(TSM).join("dc-agent"));
+fn configfs(tsm: &Path, ccel: &Path, report_data: &[u8; 64]) -> Result<CpuEvidence, ReportError> {
+    let entry = Entry(tsm.join("dc-agent"));
     match fs::create_dir(&entry.0) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(io("create a report entry")(e)),
         _ => {}
     }
     fs::write(entry.0.join("inblob"), report_data).map_err(io("write the report data"))?;
     let provider = fs::read_to_string(entry.0.join("provider")).map_err(io("read the provider"))?;
-    if provider.trim() != "sev_guest" {
-        return Err(ReportError::Provider(provider.trim().to_owned()));
+    let outblob = || fs::read(entry.0.join("outblob")).map_err(io("read the report"));
+    match provider.trim() {
+        "sev_guest" => {
+            let report = outblob()?;
+            // Hosts that give no certificates have an empty table; the verifier's caller then brings them.
+            let table = fs::read(entry.0.join("auxblob")).unwrap_or_default();
+            let certificates = certificates(&table);
+            Ok(CpuEvidence::SevSnp { report, certificates })
+        }
+        "tdx_guest" => {
+            let quote = outblob()?;
+            // Firmware without measured boot has no log; then the registers stand for themselves.
+            let event_log = fs::read(ccel).ok().map(without_padding);
+            let event_log = event_log.filter(|log| (1..=EVENT_LOG_LEN_MAX).contains(&log.len()));
+            Ok(CpuEvidence::Tdx { quote, event_log })
+        }
+        other => Err(ReportError::Provider(other.to_owned())),
     }
-    let report = fs::read(entry.0.join("outblob")).map_err(io("read the report"))?;
-    // Hosts that give no certificates have an empty table; the verifier's caller then brings them.
-    let table = fs::read(entry.0.join("auxblob")).unwrap_or_default();
-    Ok((report, table))
+}
+
+/// A CCEL area without most of the `FF` behind its last record: it has 64 KiB and more, mostly empty.
+fn without_padding(mut area: Vec<u8>) -> Vec<u8> {
+    let used = area
+        .iter()
+        .rposition(|byte| *byte != 0xff)
+        .map_or(0, |last| last + 1);
+    area.truncate(if used == 0 { 0 } else { used + CCEL_PADDING });
+    area
 }
 
 /// Opens a virtio-serial port by its name, waiting until it appears or `within` has passed.
@@ -210,6 +246,65 @@ pub fn certificate_table(certificates: &[Vec<u8>]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A folder in the shape of configfs-tsm, as far as a file system can be one: the entry is there already.
+    fn tsm(provider: &str, files: &[(&str, &[u8])]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let entry = folder.path().join("dc-agent");
+        fs::create_dir(&entry).unwrap();
+        fs::write(entry.join("provider"), format!("{provider}\n")).unwrap();
+        for (name, content) in files {
+            fs::write(entry.join(name), content).unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn the_kernels_provider_says_what_the_report_is() {
+        let no_log = Path::new("/nonexistent");
+        let table = certificate_table(&[vec![0x30, 1, 2]]);
+        let snp = tsm("sev_guest", &[("outblob", b"report"), ("auxblob", &table)]);
+        let want = CpuEvidence::SevSnp {
+            report: b"report".to_vec(),
+            certificates: vec![vec![0x30, 1, 2]],
+        };
+        assert_eq!(configfs(snp.path(), no_log, &[7; 64]).unwrap(), want);
+        let asked = fs::read(snp.path().join("dc-agent/inblob")).unwrap();
+        assert_eq!(asked, [7; 64]);
+
+        let tdx = tsm("tdx_guest", &[("outblob", b"quote")]);
+        let quote = b"quote".to_vec();
+        let want = CpuEvidence::Tdx {
+            quote: quote.clone(),
+            event_log: None,
+        };
+        assert_eq!(configfs(tdx.path(), no_log, &[7; 64]).unwrap(), want);
+        let log = tdx.path().join("CCEL");
+        for (area, want) in [
+            (
+                [&b"log\xff"[..], &[0xff; 65536]].concat(),
+                Some([&b"log"[..], &[0xff; 64]].concat()),
+            ),
+            (b"log".to_vec(), Some(b"log".to_vec())),
+            (vec![0xff; 100], None),
+            (vec![], None),
+            (vec![1; EVENT_LOG_LEN_MAX + 1], None),
+        ] {
+            fs::write(&log, area).unwrap();
+            let want = CpuEvidence::Tdx {
+                quote: quote.clone(),
+                event_log: want,
+            };
+            assert_eq!(configfs(tdx.path(), &log, &[7; 64]).unwrap(), want);
+        }
+
+        let arm = tsm("arm_cca_guest", &[("outblob", b"token")]);
+        assert!(matches!(
+            configfs(arm.path(), no_log, &[7; 64]),
+            Err(ReportError::Provider(_))
+        ));
+        assert!(configfs(no_log, no_log, &[7; 64]).is_err());
+    }
 
     #[test]
     fn a_certificate_table_gives_back_what_went_in_and_lies_are_cut_off() {

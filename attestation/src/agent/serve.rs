@@ -144,7 +144,9 @@ fn answer(body: RequestBody, keys: &KeyFiles) -> Result<ResponseBody, AgentError
     match body {
         RequestBody::Hello => Ok(ResponseBody::Hello {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            platform: ReportSource::find().map_or("none", |_| "sev-snp").to_owned(),
+            platform: ReportSource::find()
+                .map_or("none", ReportSource::platform)
+                .to_owned(),
         }),
         RequestBody::Evidence {
             ledger,
