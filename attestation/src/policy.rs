@@ -106,6 +106,9 @@ pub enum PolicyError {
     /// A value of `[tpm]`.
     #[error("policy section `tpm`, {0}")]
     Tpm(&'static str),
+    /// Not a version.
+    #[error("`{0}` is no version: numbers with dots between, like 550.90.07")]
+    Version(String),
 }
 
 impl Default for Policy {

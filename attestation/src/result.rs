@@ -227,16 +227,23 @@ pub enum Reason {
     NonceMismatch,
     /// The firmware id in the evidence isn't the certificate's.
     FwidMismatch,
-    /// A reference manifest outside its certificate's time.
+    /// A reference manifest after its certificate's time.
     RimExpired,
+    /// A reference manifest before its certificate's time.
+    RimNotYetValid,
     /// A reference manifest with a wrong signature.
     RimSignatureInvalid,
     /// A reference manifest that can't be read, or of another schema.
     RimMalformed,
-    /// No reference manifest for the driver or the VBIOS.
-    RimMissing,
-    /// The GPU isn't in confidential-computing mode.
-    CcModeOff,
+    /// Reference manifests of driver and VBIOS that speak of the same measurement.
+    RimConflict,
+    /// The GPU isn't in a mode of confidential computing that is accepted.
+    CcModeMismatch,
+    /// Evidence of one device that passes for two.
+    DuplicateDevice,
+    /// NVIDIA put a certificate on hold (OCSP).
+    #[serde(rename = "Revoked(hold)")]
+    RevokedHold,
     /// An OCSP response with a wrong signature or of another certificate.
     OcspInvalid,
     /// An OCSP response outside its window.
@@ -420,7 +427,7 @@ impl Appraisal {
 
 impl Trust {
     /// What two chains rest on together.
-    fn and(self, other: Self) -> Self {
+    pub(crate) fn and(self, other: Self) -> Self {
         match (self, other) {
             (Self::None, _) | (_, Self::None) => Self::None,
             (Self::TestRoot, _) | (_, Self::TestRoot) => Self::TestRoot,

@@ -113,10 +113,8 @@ fn judge_vm(parts: &Parts<'_>, context: &Context<'_>) -> AttestationResult {
     let gpu_nonce = report_data.map(|data| binding::gpu_nonce(&data));
     let qualifying = report_data.map(|data| binding::host_qualifying_data(&data));
     let mut all = vec![(Part::Main, main)];
-    all.extend(parts.gpus.iter().enumerate().map(|(n, gpu)| {
-        let appraisal = nvidia::verify(gpu, gpu_nonce, endorsements, roots, policy, at);
-        (Part::Gpu(n), appraisal)
-    }));
+    let gpus = judge_gpus(parts.gpus, gpu_nonce, endorsements, roots, policy, at);
+    all.extend(gpus.into_iter().enumerate().map(|(n, gpu)| (Part::Gpu(n), gpu)));
     all.extend(parts.host.map(|host| {
         let expected = qualifying.as_ref().map(<[u8; 32]>::as_slice);
         (
@@ -143,23 +141,11 @@ fn report_data(cpu: &CpuEvidence, policy: &Policy) -> Option<[u8; 64]> {
     }
 }
 
-/// Whether the VM shows as many GPUs as it must, each once.
+/// Whether the VM shows as many GPUs as it must.
 fn gpu_count(gpus: &[GpuEvidence], policy: &Policy) -> Option<Check> {
     const ID: &str = "appraise.gpus";
-    let twice = gpus.iter().enumerate().any(|(n, gpu)| {
-        gpus[..n]
-            .iter()
-            .any(|other| other.certificates == gpu.certificates)
-    });
     let found = gpus.len();
     match policy.gpus {
-        _ if twice => Some(Check::of(
-            ID,
-            false,
-            Reason::BindingMismatch,
-            "each GPU once",
-            "one GPU twice",
-        )),
         Some(asked) => Some(Check::of(
             ID,
             found == asked,
@@ -210,15 +196,26 @@ fn several_gpus(
     policy: &Policy,
     at: u64,
 ) -> Appraisal {
-    let one = |gpu| nvidia::verify(gpu, None, endorsements, roots, policy, at);
-    match gpus {
-        [gpu] => one(gpu),
-        _ => Appraisal::of_parts(
-            gpus.iter()
-                .enumerate()
-                .map(|(n, gpu)| (crate::Part::Gpu(n), one(gpu))),
-        ),
+    let mut all = judge_gpus(gpus, None, endorsements, roots, policy, at);
+    match all.len() {
+        1 => all.remove(0),
+        _ => Appraisal::of_parts(all.into_iter().enumerate().map(|(n, one)| (Part::Gpu(n), one))),
     }
+}
+
+/// Each GPU by itself, and that none passes for two.
+fn judge_gpus(
+    gpus: &[GpuEvidence],
+    nonce: Option<[u8; 32]>,
+    endorsements: &Endorsements,
+    roots: &Roots,
+    policy: &Policy,
+    at: u64,
+) -> Vec<Appraisal> {
+    let one = |gpu| nvidia::verify(gpu, nonce, endorsements, roots, policy, at);
+    let mut all = gpus.iter().map(one).collect::<Vec<_>>();
+    nvidia::tell_apart(&mut all);
+    all
 }
 
 /// A VM for which only its host speaks: by its word, or by its TPM. That can be enough, but only for a policy that says

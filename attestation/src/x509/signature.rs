@@ -67,7 +67,7 @@ pub(crate) struct Signed {
 
 impl Signed {
     /// Cuts `SEQUENCE { tbs, algorithm, BIT STRING }` where the bytes lie.
-    pub(super) fn cut(
+    pub(crate) fn cut(
         bytes: &[u8],
         outer: &AlgorithmIdentifierOwned,
         inner: &AlgorithmIdentifierOwned,
