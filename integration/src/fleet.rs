@@ -38,7 +38,7 @@ use candid::Principal;
 use hostd::surface::model::Status;
 use ledger::api::{
     Amount, AtRest, Bytes, Contract, ContractId, ContractState, DCT, Grade, HostStatement, ImageRef,
-    Invariants, OfferingId, ProviderProfile, Quota, RentArgs, Request, TcbFloor, VmKind,
+    Invariants, OfferingId, OfferingSpec, ProviderProfile, Quota, RentArgs, Request, TcbFloor, VmKind,
 };
 use ledger::client::{ClientFile, Key, KeyKind};
 use ledger::protocol::{Der, Genesis, InitialBalance};
@@ -61,8 +61,7 @@ pub struct Options {
     /// The ledger's clock runs so many times as fast as the wall clock.
     pub clock_rate: u32,
     /// GiB of the file system for disks: an ext4 in a sparse file. Disks are reserved there as they are on a real host, and
-    /// since nobody writes to them, it takes a few MiB. `None`: the file system that the temporary folder is on, of whose
-    /// free space hostd promises as much as there is.
+    /// since nobody writes to them, it takes a few MiB. `None`: 16 GiB of the file system that the temporary folder is on.
     pub storage_gib: Option<u32>,
     /// Whether hostd runs a HAProxy for names of VMs.
     pub ingress: bool,
@@ -218,6 +217,15 @@ impl Fleet {
         self.next_memo += 1;
         self.developer
             .call(|client| async move { client.rent(order).await })
+    }
+
+    /// What hostd offers now.
+    pub fn offered(&self) -> Result<OfferingSpec> {
+        let offerings = self
+            .developer
+            .call(|client| async move { client.offerings().await })?;
+        let offering = offerings.into_iter().next().context("nothing is offered")?;
+        Ok(offering.spec)
     }
 
     fn offering(&self) -> Result<OfferingId> {
@@ -585,7 +593,7 @@ gpu_hour = 0
 [offering.capacity]
 vcpus = 1000
 memory_mib = 1_000_000
-storage_gib = 100_000
+storage_gib = {storage_gib}
 
 {more}
 "#,
@@ -593,6 +601,7 @@ storage_gib = 100_000
         canister = client.canister_id,
         root_key = hex::encode(&client.root_key),
         prefix = world.prefix(),
+        storage_gib = options.storage_gib.map_or(16, |_| 100_000), // others fill the temporary folder's
         fake = world.program("fake-cloud-hypervisor")?.display(),
         more = options.more_config,
     );
