@@ -65,9 +65,9 @@ main-job: image ## the main job as a test
 test: lint image ## everything: lint, all tests, the main job
 	DC_TENANT_IMAGE=$(TENANT_IMAGE) $(CARGO) nextest run --workspace --features $(FEATURES) --no-fail-fast
 
-bench: setup ## measure, and print the table (release build)
+bench: image ## measure, and print the table (release build)
 	$(CARGO) build --release --workspace --bins --features $(FEATURES)
-	$(CARGO_TARGET_DIR)/release/bench
+	$(CARGO_TARGET_DIR)/release/bench --image $(TENANT_IMAGE)
 
 clean: ## remove what was built
 	rm -rf $(BUILD)

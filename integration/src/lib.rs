@@ -7,6 +7,7 @@
 //! | [`fake_ch`] | a fake Cloud Hypervisor with the real one's habits |
 //! | [`fleet`] | a ledger and a hostd on fake VMs, for many VMs and many deaths: crash tests and benchmarks |
 //! | [`libvirt_harness`] | a private libvirtd |
+//! | [`timeline`] | a contract's way from payment to Active, split by step |
 //! | [`tiny_guest`] | the smallest guest that boots and powers off |
 
 pub mod dns;
@@ -15,4 +16,5 @@ pub mod fleet;
 pub mod libvirt_harness;
 pub mod main_job;
 pub mod sim;
+pub mod timeline;
 pub mod tiny_guest;

@@ -1,15 +1,20 @@
-//! `make bench`: what the issue asks to be measured, as one table. Real ledgerd, hostd and kernel networks; the VMs are
-//! the fake Cloud Hypervisor's, so that hostd's own share shows. `make demo` times the same path with real VMs.
+//! `make bench`: how fast and how big, as one table. Real ledgerd, hostd and kernel networks. The fleet's VMs are the fake
+//! Cloud Hypervisor's, so that hostd's own share shows; the part `boot` rents real VMs, and splits the way from payment to
+//! the first TLS handshake by step.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
+use hostd::surface::model::Explanation;
 use integration::fleet::{Fleet, Options, wait_for};
-use integration::main_job::world::{HOST_ADDRESS, Place, World};
+use integration::main_job::world::{self, HOST_ADDRESS, Place, World};
+use integration::main_job::{self, timing};
+use integration::timeline::Timeline;
 use ledger::api::{ContractState, EndReason};
 use netns::{Config, Desired, Lease, Network, Slot, TenantId, Transport, VmNet};
 use nix::sys::signal::{Signal, kill};
@@ -25,9 +30,15 @@ struct Cli {
     /// VMs in the fleet.
     #[arg(long, default_value_t = 100)]
     vms: u32,
-    /// Tenants that the large network has beside the small one's 10.
-    #[arg(long, default_value_t = 300)]
+    /// Tenants of the large network; the small one has 10.
+    #[arg(long, default_value_t = 1000)]
     tenants: u16,
+    /// Folder that `image-builder tenant` made; the part `boot` needs it.
+    #[arg(long, required_if_eq("only", "boot"))]
+    image: Option<PathBuf>,
+    /// Real VMs to rent, one after the other.
+    #[arg(long, default_value_t = 3)]
+    boots: u64,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -39,7 +50,12 @@ enum Part {
     Network,
     /// hostd with many VMs.
     Fleet,
+    /// Payment to the first TLS handshake, with real VMs.
+    Boot,
 }
+
+/// What the names of each part start with.
+const PREFIXES: [&str; 3] = ["dcbn", "dcbf", "dcbb"];
 
 #[derive(serde::Serialize)]
 struct Row {
@@ -55,12 +71,19 @@ fn main() -> Result<()> {
         .parent()
         .context("a program without a folder")?
         .to_owned();
+    clean_up_on_signals()?;
     let mut rows = Vec::new();
-    if cli.only != Some(Part::Fleet) {
+    let wanted = |part| cli.only.is_none_or(|only| only == part);
+    if wanted(Part::Network) {
         rows.extend(network(&programs, cli.tenants)?);
     }
-    if cli.only != Some(Part::Network) {
+    if wanted(Part::Fleet) {
         rows.extend(fleet(&programs, cli.vms)?);
+    }
+    match &cli.image {
+        Some(image) if wanted(Part::Boot) => rows.extend(boots(&programs, image, cli.boots)?),
+        None if wanted(Part::Boot) => progress("no --image: real VMs are left out"),
+        _ => {}
     }
     if cli.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
@@ -78,6 +101,33 @@ fn main() -> Result<()> {
             row.what, row.measured, row.target
         );
     }
+    Ok(())
+}
+
+/// Ctrl-C and SIGTERM end the run, and nothing stays.
+fn clean_up_on_signals() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let mut terminate = {
+        let _inside = runtime.enter();
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?
+    };
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+        });
+        eprintln!("bench: stopping; removing everything that this run made …");
+        for prefix in PREFIXES {
+            if let Err(error) = world::clean(prefix) {
+                eprintln!("bench: {error:#}");
+            }
+        }
+        std::process::exit(130);
+    });
     Ok(())
 }
 
@@ -108,15 +158,15 @@ fn tenants(count: u16) -> Desired {
 }
 
 /// Adding a lease and a route shouldn't take longer among many tenants than among few.
-fn network(programs: &std::path::Path, many: u16) -> Result<Vec<Row>> {
+fn network(programs: &Path, many: u16) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     let mut few: Option<(Duration, Duration)> = None;
     for count in [10, many] {
         progress(&format!("a network of {count} tenants"));
-        let mut world = World::new("dcbn", programs)?;
+        let mut world = World::new(PREFIXES[0], programs)?;
         let host = File::open(format!("/run/netns/{}", world.netns(Place::Host)))?;
         let mut config = Config::new("wan0".parse()?, HOST_ADDRESS.parse()?);
-        config.prefix = "dcbn".parse()?;
+        config.prefix = PREFIXES[0].parse()?;
         config.haproxy = Some(serde_json::from_value(serde_json::json!({
             "run_dir": world.path("haproxy"), "manage": "spawn"
         }))?);
@@ -148,7 +198,7 @@ fn network(programs: &std::path::Path, many: u16) -> Result<Vec<Row>> {
         })?;
         let left = world.remove()?;
         ensure!(left.is_empty(), "left behind: {left:?}");
-        // Twice the time at thirty times the tenants isn't growth with their number.
+        // Twice the time at a hundred times the tenants isn't growth with their number.
         let grew = |before: Duration, now: Duration| now > before * 2 + Duration::from_millis(5);
         let met =
             |pick: fn(&(Duration, Duration)) -> Duration, now| few.as_ref().map(|few| !grew(pick(few), now));
@@ -167,7 +217,54 @@ fn network(programs: &std::path::Path, many: u16) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn fleet(programs: &std::path::Path, vms: u32) -> Result<Vec<Row>> {
+/// Contracts that are paid one at a time.
+const SINGLES: u32 = 9;
+
+/// The median of each part of the way.
+fn split(timelines: &[Timeline]) -> Vec<(String, Duration)> {
+    let p50 = |pick: &dyn Fn(&Timeline) -> Duration| median(timelines.iter().map(pick).collect());
+    let mut parts = vec![("payment until hostd's first step".to_owned(), p50(&|t| t.seen))];
+    for step in timelines
+        .iter()
+        .flat_map(|t| t.steps.keys())
+        .collect::<BTreeSet<_>>()
+    {
+        let took = p50(&|t| t.steps.get(step).copied().unwrap_or_default());
+        parts.push((format!("step {}", step.name()), took));
+    }
+    parts.push(("payment to Active".to_owned(), p50(&|t| t.active)));
+    parts
+}
+
+/// Real VMs of the tenant image, confidential ones, one after the other.
+fn boots(programs: &Path, image: &Path, count: u64) -> Result<Vec<Row>> {
+    progress(&format!("{count} real VMs, one after the other"));
+    let samples = timing::sample(
+        &main_job::Options {
+            image: image.to_owned(),
+            programs: programs.to_owned(),
+            prefix: PREFIXES[2].to_owned(),
+            stop: Arc::default(),
+            keep_logs: None,
+        },
+        count,
+    )?;
+    let timelines: Vec<Timeline> = samples.iter().map(|sample| sample.timeline.clone()).collect();
+    let mut parts = split(&timelines);
+    let first_tls = median(samples.iter().map(|sample| sample.first_tls).collect());
+    parts.push(("payment to the first TLS handshake".to_owned(), first_tls));
+    Ok(parts
+        .into_iter()
+        .map(|(what, took)| Row {
+            what: format!("real VM, emulated: {what}, p50"),
+            measured: ms(took),
+            target: "",
+            met: None,
+        })
+        .collect())
+}
+
+fn fleet(programs: &Path, vms: u32) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     let mut row = |what: String, measured: String, target, met| {
         rows.push(Row {
@@ -180,7 +277,7 @@ fn fleet(programs: &std::path::Path, vms: u32) -> Result<Vec<Row>> {
     progress("a ledger, hostd");
     let mut fleet = Fleet::start(&Options {
         storage_gib: Some(2 * vms),
-        ..Options::new("dcbf", PathBuf::from(programs))
+        ..Options::new(PREFIXES[1], PathBuf::from(programs))
     })?;
     fleet.start_hostd(None)?;
     fleet.wait_offering(Duration::from_secs(60))?;
@@ -196,24 +293,35 @@ fn fleet(programs: &std::path::Path, vms: u32) -> Result<Vec<Row>> {
     );
 
     progress("payment to Active, one at a time");
-    let mut samples = Vec::new();
+    let mut timelines = Vec::new();
     let mut ids = Vec::new();
-    for _ in 0..5 {
-        let begun = Instant::now();
+    for _ in 0..SINGLES {
         let id = fleet.rent(1)?;
-        wait_for("the contract to be active", Duration::from_secs(60), || {
-            Ok((fleet.contract(id[0])?.state == ContractState::Active).then_some(()))
-        })?;
-        samples.push(begun.elapsed());
+        let paid = SystemTime::now();
+        let path = format!("/v1/contracts/{}", id[0]);
+        timelines.push(wait_for("hostd to confirm", Duration::from_secs(60), || {
+            let Ok(text) = fleet.get(&path) else {
+                return Ok(None); // hostd may not know of it yet
+            };
+            let explanation: Explanation = serde_json::from_str(&text)?;
+            Ok(Timeline::new(paid, &explanation.steps))
+        })?);
         ids.extend(id);
     }
-    let p50 = median(samples);
-    let what = "payment to Active without a guest's boot (fake VMM), p50".to_owned();
-    row(what, ms(p50), "", None);
+    for (what, took) in split(&timelines) {
+        row(format!("fake VMM: {what}, p50"), ms(took), "", None);
+    }
+    let own = median(timelines.iter().map(Timeline::own_share).collect());
+    row(
+        "payment to Active without VMM and guest, p50".into(),
+        ms(own),
+        "< 100 ms",
+        Some(own < Duration::from_millis(100)),
+    );
 
     progress(&format!("{vms} contracts at once"));
     let begun = Instant::now();
-    let many = fleet.rent(vms.saturating_sub(5))?;
+    let many = fleet.rent(vms.saturating_sub(SINGLES))?;
     fleet.wait_active(&many, Duration::from_secs(300))?;
     row(
         format!("{} contracts at once, all Active", many.len()),

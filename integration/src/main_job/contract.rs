@@ -102,11 +102,13 @@ impl Job {
         }
 
         let ssh_key = self.world.path(&format!("ssh-{}", developer.name));
-        world::run(
-            Command::new("ssh-keygen")
-                .args(["-q", "-t", "ed25519", "-N", "", "-C", developer.name, "-f"])
-                .arg(&ssh_key),
-        )?;
+        if !ssh_key.exists() {
+            world::run(
+                Command::new("ssh-keygen")
+                    .args(["-q", "-t", "ed25519", "-N", "", "-C", developer.name, "-f"])
+                    .arg(&ssh_key),
+            )?;
+        }
         let user_data = self.world.path(&format!("user-data-{}", developer.name));
         fs::write(
             &user_data,

@@ -22,6 +22,7 @@ pub mod forgery;
 pub mod own_name;
 pub mod report;
 pub mod setting;
+pub mod timing;
 pub mod world;
 
 use std::path::{Path, PathBuf};
@@ -64,6 +65,11 @@ pub struct Job {
 
 /// Runs it all and returns the closing table. Nothing is left behind, whatever happened.
 pub fn run(options: &Options) -> Result<String> {
+    with_job(options, Job::steps).map(|((), table)| table)
+}
+
+/// Sets the stage, does `work` on it, and removes everything, whatever happened. Returns the closing table too.
+fn with_job<T>(options: &Options, work: impl FnOnce(&mut Job) -> Result<T>) -> Result<(T, String)> {
     let world = World::new(&options.prefix, &options.programs)?;
     let image = options
         .image
@@ -75,7 +81,7 @@ pub fn run(options: &Options) -> Result<String> {
         image,
         stop: options.stop.clone(),
     };
-    let outcome = job.steps();
+    let outcome = work(&mut job);
     if let (Err(_), Some(to)) = (&outcome, &options.keep_logs) {
         save_logs(job.world.dir(), to).context("cannot keep the logs")?;
         eprintln!("logs are in {}", to.display());
@@ -84,7 +90,7 @@ pub fn run(options: &Options) -> Result<String> {
     job.report
         .heading("end", "removing everything that this run made");
     let left = job.world.remove()?;
-    outcome?;
+    let outcome = outcome?;
     if !left.is_empty() {
         bail!("left behind: {}", left.join(", "));
     }
@@ -93,7 +99,7 @@ pub fn run(options: &Options) -> Result<String> {
         "nothing left: no process, namespace, tap, rule, mount or file",
         started.elapsed(),
     );
-    Ok(job.report.table())
+    Ok((outcome, job.report.table()))
 }
 
 impl Job {
