@@ -515,3 +515,31 @@ fn help_and_completions_are_there() {
         Some(2)
     );
 }
+
+#[test]
+fn tdx_registers_are_measured_from_what_is_given() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let log = vectors().join("../ccel/lunal-live2.ccel");
+    std::fs::write(path("short"), [0; 100]).unwrap();
+    for (row, args) in [
+        ("no file", vec!["measure", "tdx", "--firmware", "/nonexistent"]),
+        ("no firmware", vec!["measure", "tdx"]),
+        (
+            "short firmware",
+            vec!["measure", "tdx", "--firmware", &path("short")],
+        ),
+        (
+            "memory alone",
+            vec!["measure", "tdx", "--firmware", &path("short"), "--memory", "1024"],
+        ),
+        (
+            "no firmware table",
+            vec!["measure", "tdx", "--firmware", log.to_str().unwrap()],
+        ),
+    ] {
+        let out = attest(&args);
+        assert!(!out.status.success() && out.stdout.is_empty(), "{row}");
+        assert!(!out.stderr.is_empty(), "{row}");
+    }
+}

@@ -120,6 +120,15 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
+/// The data of one entry of the table, if it is there.
+pub(super) fn entry(image: &[u8], guid: [u8; 16]) -> Result<Option<&[u8]>, FirmwareError> {
+    if image.len() < PAGE || !image.len().is_multiple_of(PAGE) || image.len() > LEN_MAX {
+        return Err(FirmwareError::Length { len: image.len() });
+    }
+    let found = table(image)?.into_iter().find(|(known, _)| *known == guid);
+    Ok(found.map(|(_, data)| data))
+}
+
 /// GUID and data.
 type Entry<'a> = ([u8; 16], &'a [u8]);
 

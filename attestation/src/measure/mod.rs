@@ -1,4 +1,4 @@
-//! Reference values: the SNP launch digest, computed from what will be launched.
+//! Reference values: the SNP launch digest, computed from what will be launched; TDX's registers by [`tdx()`].
 //!
 //! The chip extends its digest page by page, in the order in which the VMM adds pages (AMD 56860, `SNP_LAUNCH_UPDATE`):
 //! the firmware, the sections that the firmware's SEV metadata names, among them the page with the hashes of kernel,
@@ -7,6 +7,8 @@
 //! Checked against published digests (`tests/vectors/measure`), and by hand against `sev-snp-measure`.
 
 mod firmware;
+mod pe;
+mod tdx;
 mod vmsa;
 
 use std::fmt;
@@ -16,6 +18,8 @@ use sha2::{Digest, Sha256, Sha384};
 
 pub use firmware::FirmwareError;
 use firmware::{Firmware, Section, SectionKind};
+pub use pe::PeError;
+pub use tdx::{AcpiTables, PageOrder, QemuMachine, TdxBoot, TdxMeasureError, TdxMeasurements, tdx};
 pub use vmsa::Vmm;
 
 const PAGE: usize = 4096;

@@ -15,6 +15,8 @@ const FILE_MAX: u64 = 4 << 30;
 pub(super) enum Command {
     /// The launch digest of an SEV-SNP guest: what its report will have as MEASUREMENT
     Snp(Snp),
+    /// MRTD and RTMR0 to RTMR2 of an Intel TDX guest
+    Tdx(Box<super::measure_tdx::Tdx>),
 }
 
 #[derive(Debug, clap::Args)]
@@ -60,7 +62,13 @@ fn features(text: &str) -> Result<u64, String> {
 }
 
 pub(super) fn run(command: &Command) -> Result<ExitCode> {
-    let Command::Snp(args) = command;
+    match command {
+        Command::Snp(args) => snp(args),
+        Command::Tdx(args) => super::measure_tdx::run(args),
+    }
+}
+
+fn snp(args: &Snp) -> Result<ExitCode> {
     let firmware = input::read(&args.firmware, FILE_MAX)?;
     let direct_boot = match &args.kernel {
         Some(kernel) => {

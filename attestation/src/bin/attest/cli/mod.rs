@@ -5,6 +5,7 @@
 mod bundle;
 mod input;
 mod measure;
+mod measure_tdx;
 mod pins;
 mod show;
 mod verify;
