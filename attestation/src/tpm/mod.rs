@@ -19,6 +19,10 @@ mod appraise;
 mod attest;
 mod authenticate;
 mod azure;
+#[cfg(feature = "native")]
+mod credential;
+#[cfg(feature = "tpm")]
+mod device;
 mod evidence;
 mod key;
 mod policy;
@@ -28,6 +32,10 @@ mod wire;
 
 pub use attest::{ClockInfo, PcrSelection, QUALIFYING_DATA_LEN_MAX, Quote, QuoteError};
 pub use azure::AzureEvidence;
+#[cfg(feature = "native")]
+pub use credential::{Credential, CredentialError, make_credential};
+#[cfg(feature = "tpm")]
+pub use device::{EventLogFiles, TpmDevice, TpmDeviceError};
 pub use evidence::{PcrValues, TPM_EVIDENCE_LEN_MAX, TpmEvidence};
 pub use key::AttestationKey;
 pub use policy::{AkPin, ReferenceKey, TpmPolicy};
