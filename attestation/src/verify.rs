@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::nvidia::GpuEvidence;
+use crate::nvidia::{GpuEvidence, Twice};
 use crate::result::{Appraisal, AttestationResult, Check, Grade, Reason, Trust};
 use crate::tpm::TpmEvidence;
 use crate::{
@@ -113,7 +113,15 @@ fn judge_vm(parts: &Parts<'_>, context: &Context<'_>) -> AttestationResult {
     let gpu_nonce = report_data.map(|data| binding::gpu_nonce(&data));
     let qualifying = report_data.map(|data| binding::host_qualifying_data(&data));
     let mut all = vec![(Part::Main, main)];
-    let gpus = judge_gpus(parts.gpus, gpu_nonce, endorsements, roots, policy, at);
+    let gpus = judge_gpus(
+        parts.gpus,
+        gpu_nonce,
+        endorsements,
+        roots,
+        policy,
+        at,
+        Twice::Refused,
+    );
     all.extend(gpus.into_iter().enumerate().map(|(n, gpu)| (Part::Gpu(n), gpu)));
     all.extend(parts.host.map(|host| {
         let expected = qualifying.as_ref().map(<[u8; 32]>::as_slice);
@@ -196,7 +204,8 @@ fn several_gpus(
     policy: &Policy,
     at: u64,
 ) -> Appraisal {
-    let mut all = judge_gpus(gpus, None, endorsements, roots, policy, at);
+    let twice = policy.gpus.map_or(Twice::Named, |_| Twice::Refused);
+    let mut all = judge_gpus(gpus, None, endorsements, roots, policy, at, twice);
     match all.len() {
         1 => all.remove(0),
         _ => Appraisal::of_parts(all.into_iter().enumerate().map(|(n, one)| (Part::Gpu(n), one))),
@@ -211,10 +220,11 @@ fn judge_gpus(
     roots: &Roots,
     policy: &Policy,
     at: u64,
+    twice: Twice,
 ) -> Vec<Appraisal> {
     let one = |gpu| nvidia::verify(gpu, nonce, endorsements, roots, policy, at);
     let mut all = gpus.iter().map(one).collect::<Vec<_>>();
-    nvidia::tell_apart(&mut all);
+    nvidia::tell_apart(&mut all, twice);
     all
 }
 

@@ -745,8 +745,22 @@ fn one_device_isnt_two() {
     };
     let twice = AnyEvidence::Gpu(vec![evidence(&GpuFacts::default()), evidence(&again)]);
     let roots = Roots::pinned().with_test_root(GPU.root()).unwrap();
-    let result = verify_any(&twice, &Endorsements::none(), &roots, &Policy::default(), AT);
-    assert_eq!(result.reasons(), [Reason::DuplicateDevice], "{result}");
+    let judge = |gpus| {
+        let policy = Policy {
+            gpus,
+            ..Policy::default()
+        };
+        verify_any(&twice, &Endorsements::none(), &roots, &policy, AT)
+    };
+    let counted = judge(Some(2));
+    assert_eq!(counted.reasons(), [Reason::DuplicateDevice], "{counted}");
+    // In a list that nobody counts it is named.
+    let list = judge(None);
+    assert!(list.is_verified(), "{list}");
+    assert!(
+        list.warnings.iter().any(|warning| warning.contains("again")),
+        "{list}"
+    );
 }
 
 #[test]

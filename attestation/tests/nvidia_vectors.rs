@@ -4,8 +4,10 @@
 
 use std::path::{Path, PathBuf};
 
+use attestation::nvidia::judge_manifest;
 use attestation::{
-    AnyEvidence, AttestationResult, Endorsements, Policy, Reason, Roots, Trust, Verdict, verify_any,
+    AnyEvidence, AttestationResult, Check, Endorsements, Outcome, Policy, Reason, Roots, Trust, Verdict,
+    verify_any,
 };
 
 /// 2026-09-01: inside the newest manifests' windows.
@@ -302,4 +304,62 @@ fn the_claims_of_a_report_are_those_that_others_read() {
         );
     }
     assert_eq!(shown["rim-ids"][1], "NV_GPU_VBIOS_1010_0200_882_96009F0001");
+}
+
+/// Every recorded manifest by itself: NVIDIA's are genuine, and valid in their time; the bad ones say what is wrong.
+#[test]
+fn recorded_manifests_are_judged_by_their_signatures() {
+    use Reason::*;
+    let mut count = 0;
+    for file in std::fs::read_dir(vectors().join("rim")).unwrap() {
+        let name = file.unwrap().file_name().into_string().unwrap();
+        let at = match name.as_str() {
+            "switchVBIOSRim_NV_SWITCH_BIOS_5612_0002_890_9610550001.xml" => AT,
+            _ => AT_2025,
+        };
+        let checks = judge_manifest(&read(&format!("rim/{name}")), &Roots::pinned(), at);
+        let failed = |check: &Check| match check.outcome {
+            Outcome::Failed(reason) => Some(reason),
+            _ => None,
+        };
+        let reasons: Vec<Reason> = checks.iter().filter_map(failed).collect();
+        let want: &[Reason] = match name.as_str() {
+            "incorrect_cert_chain_driver_rim.xml" => &[RimSignatureInvalid, ChainInvalid],
+            "NV_GPU_DRIVER_GH100_570.124.03_expired.xml" => &[RimSignatureInvalid, RimExpired],
+            "incorrect_signature_driver_rim.xml"
+            | "NV_GPU_DRIVER_GH100_535.86.09_measurement_mismatch.xml"
+            | "NV_SWITCH_BIOS_5612_0002_890_9610550001_invalid_signature.xml"
+            | "NV_SWITCH_BIOS_5612_0002_890_9610550001_measurement_mismatch.xml" => &[RimSignatureInvalid],
+            _ => &[],
+        };
+        assert_eq!(reasons, want, "{name}: {checks:?}");
+        count += 1;
+    }
+    assert_eq!(count, 35);
+    let late = judge_manifest(
+        &read("rim/1010_0200_882_96005E0001_PROD.swidtag"),
+        &Roots::pinned(),
+        AT,
+    );
+    assert!(
+        late.iter()
+            .any(|check| check.outcome == Outcome::Failed(RimExpired))
+    );
+    let none = judge_manifest(b"no manifest", &Roots::pinned(), AT);
+    assert!(
+        none.iter()
+            .any(|check| check.outcome == Outcome::Failed(RimMalformed))
+    );
+}
+
+#[test]
+fn a_chain_may_come_as_base64_as_nvidias_tools_hand_it_out() {
+    use base64::Engine;
+    let name = "gh100-nvtrust-hopper-c438e7";
+    let chain = base64::engine::general_purpose::STANDARD.encode(read(&format!("{name}/chain.pem")));
+    let mut given = Endorsements::none();
+    given.add(chain.as_bytes()).unwrap();
+    let evidence = AnyEvidence::parse(&read(&format!("{name}/report.bin"))).unwrap();
+    let result = verify_any(&evidence, &given, &Roots::pinned(), &Policy::default(), AT);
+    assert_verdict(name, &result, &[]);
 }

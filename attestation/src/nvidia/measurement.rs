@@ -7,9 +7,11 @@
 use serde_json::{Value, json};
 
 use super::authenticate::{Authentic, revocation};
+use super::claims::passed;
 use super::opaque::field;
+use super::report::Report;
 use super::rim::{Authenticity, Golden, Rim};
-use crate::result::{Check, Outcome, Reason, Trust};
+use crate::result::{Check, Reason, Trust};
 use crate::roots::Roots;
 use crate::x509::find_path;
 use crate::{Endorsements, Policy};
@@ -139,7 +141,7 @@ pub(super) fn compare(
         };
         Check::not_checked(ID, why, found)
     });
-    let claims = claims(&roles, &used, &mismatches, missing.is_empty());
+    let claims = claims(authentic.report(), &roles, &used, &mismatches, missing.is_empty());
     Comparison {
         checks,
         trust,
@@ -162,7 +164,7 @@ fn roles(authentic: &Authentic) -> Vec<Role> {
         opaque.driver_version().map(str::to_owned),
     );
     let vbios = role(
-        "VBIOS",
+        if opaque.is_switch() { "BIOS" } else { "VBIOS" },
         [
             "rim.vbios.signature",
             "rim.vbios.chain",
@@ -294,7 +296,7 @@ impl Mismatch<'_> {
             .unwrap_or_default();
         json!({
             "index": self.golden.index,
-            "measurementSource": if self.role == "driver" { "Driver" } else { "VBIOS" },
+            "measurementSource": if self.role == "driver" { "Driver" } else { self.role },
             "goldenSize": golden.len(),
             "goldenValue": hex::encode(golden),
             "runtimeSize": self.found.map_or(0, <[u8]>::len),
@@ -303,7 +305,13 @@ impl Mismatch<'_> {
     }
 }
 
-fn claims(roles: &[Role], used: &[(&Role, &Judged<'_>)], mismatches: &[Mismatch<'_>], whole: bool) -> Value {
+fn claims(
+    report: &Report,
+    roles: &[Role],
+    used: &[(&Role, &Judged<'_>)],
+    mismatches: &[Mismatch<'_>],
+    whole: bool,
+) -> Value {
     let measres = match (mismatches.is_empty(), whole) {
         (false, _) => Some("fail"),
         (true, true) => Some("success"),
@@ -322,17 +330,21 @@ fn claims(roles: &[Role], used: &[(&Role, &Judged<'_>)], mismatches: &[Mismatch<
             .iter()
             .find(|(of, _)| of.name == role.name)
             .map(|(_, judged)| judged);
-        let passed = |n: usize| {
-            rim.and_then(|judged| judged.authenticity.checks.get(n))
-                .map(|check| check.outcome == Outcome::Passed)
-        };
-        let name = role.name.to_lowercase();
-        claims[format!("x-nvidia-gpu-{name}-rim-fetched")] = json!(rim.is_some());
-        claims[format!("x-nvidia-gpu-{name}-rim-version-match")] = json!(rim.is_some());
-        claims[format!("x-nvidia-gpu-{name}-rim-signature-verified")] = json!(passed(0));
-        claims[format!("x-nvidia-gpu-{name}-rim-cert-valid")] = json!(passed(2));
-        claims[format!("x-nvidia-gpu-{name}-rim-tag-id")] =
-            json!(rim.map(|judged| judged.rim.tag_id.as_str()));
+        let line = |n: usize| rim.and_then(|judged| judged.authenticity.checks.get(n));
+        let prefix = format!(
+            "{}-{}-rim",
+            super::claims::prefix(report),
+            role.name.to_lowercase()
+        );
+        for (name, value) in [
+            ("fetched", json!(rim.is_some())),
+            ("version-match", json!(rim.is_some())),
+            ("signature-verified", json!(line(0).and_then(passed))),
+            ("cert-valid", json!(line(2).and_then(passed))),
+            ("tag-id", json!(rim.map(|judged| judged.rim.tag_id.as_str()))),
+        ] {
+            claims[format!("{prefix}-{name}")] = value;
+        }
     }
     claims
 }

@@ -19,6 +19,7 @@
 
 mod appraise;
 mod authenticate;
+mod claims;
 mod evidence;
 mod fwid;
 mod measurement;
@@ -35,6 +36,7 @@ pub use opaque::{CcMode, Opaque};
 pub use policy::{GpuPolicy, Version};
 pub use report::{Measurement, REPORT_LEN_MAX, Report, ReportError};
 
+pub(crate) use claims::claims;
 pub(crate) use evidence::recognise;
 pub(crate) use policy::GpuPolicyFile;
 pub(crate) use references::References;
@@ -42,13 +44,12 @@ pub(crate) use references::References;
 #[cfg(feature = "sim")]
 pub(crate) use rim::to_be_signed as rim_to_be_signed;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::result::{Appraisal, Check, Outcome, Reason, Trust};
+use crate::result::{Appraisal, Check, Reason, Trust};
 use crate::roots::Roots;
-use crate::x509::{Cert, show_time};
 use crate::{Endorsements, Policy};
-use authenticate::{Authentication, Device, authenticate};
+use authenticate::{Authentication, authenticate};
 
 /// All stages. `nonce`: what the request must hold, if the caller knows.
 pub(crate) fn verify(
@@ -90,7 +91,7 @@ pub(crate) fn verify(
         device,
     } = authenticate(&report, evidence, endorsements, roots, &policy.gpu, at);
     checks.extend(authentication);
-    let mut claims = report_claims(&report, device.as_ref());
+    let mut claims = claims::of_report(&report, device.as_ref());
     let mut warnings = Vec::new();
     match &authentic {
         Some(authentic) => {
@@ -98,14 +99,14 @@ pub(crate) fn verify(
             let comparison = measurement::compare(authentic, endorsements, roots, policy, at);
             checks.extend(comparison.checks);
             trust = comparison.trust.map_or(trust, |manifests| trust.and(manifests));
-            merge(&mut claims, comparison.claims);
+            claims::merge(&mut claims, comparison.claims);
             if report.opaque().cc_mode() == Some(CcMode::Ppcie) {
                 warnings.push("protected PCIe: traffic between the GPUs isn't encrypted".to_owned());
             }
         }
         None => checks.extend(unappraised()),
     }
-    merge(&mut claims, outcome_claims(&checks));
+    claims::merge(&mut claims, claims::of_checks(&report, &checks));
     Appraisal {
         checks,
         trust,
@@ -114,23 +115,67 @@ pub(crate) fn verify(
     }
 }
 
-/// One device's evidence given twice isn't evidence of two devices: each later one gets a failed line.
-pub(crate) fn tell_apart(appraisals: &mut [Appraisal]) {
+/// Whether it matters that one device is shown twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Twice {
+    /// Somebody counts on the number of devices.
+    Refused,
+    /// A list that nobody counts: NVIDIA's own samples repeat a switch.
+    Named,
+}
+
+/// One device's evidence given twice isn't evidence of two devices: each later one says so.
+pub(crate) fn tell_apart(appraisals: &mut [Appraisal], twice: Twice) {
     let mut seen: Vec<Value> = Vec::new();
     for appraisal in appraisals {
-        let ueid = &appraisal.claims["ueid"];
-        if seen.contains(ueid) {
-            let expected = "each device once";
-            let check = Check::of(
-                "appraise.distinct",
+        let ueid = appraisal.claims["ueid"].clone();
+        match (seen.contains(&ueid), twice) {
+            (true, Twice::Refused) => {
+                let expected = "each device once";
+                let check = Check::of(
+                    "appraise.distinct",
+                    false,
+                    Reason::DuplicateDevice,
+                    expected,
+                    ueid,
+                );
+                appraisal.checks.push(check);
+            }
+            (true, Twice::Named) => appraisal.warnings.push(format!("device {ueid} again")),
+            (false, _) if ueid.is_null() => {}
+            (false, _) => seen.push(ueid),
+        }
+    }
+}
+
+/// Judges a reference manifest by itself: who signed it, and whether its certificates are valid at `at` (Unix seconds).
+/// No line failed: NVIDIA published these values. What they are the values of is for a report to say.
+pub fn judge_manifest(content: &[u8], roots: &Roots, at: u64) -> Vec<Check> {
+    const SCHEMA: &str = "rim.schema";
+    let mut references = References::default();
+    let _ = references.recognise(content);
+    match references.rims.first() {
+        Some(Ok(rim)) => {
+            let schema = Check::passed(SCHEMA, rim.shown());
+            let rest = rim.authenticate(["rim.signature", "rim.chain", "rim.dates"], roots, at);
+            [schema].into_iter().chain(rest.checks).collect()
+        }
+        Some(Err(e)) => vec![Check::of(
+            SCHEMA,
+            false,
+            Reason::RimMalformed,
+            "a SWID tag of NVIDIA's",
+            e,
+        )],
+        None => {
+            let found = "no manifest";
+            vec![Check::of(
+                SCHEMA,
                 false,
-                Reason::DuplicateDevice,
-                expected,
-                ueid,
-            );
-            appraisal.checks.push(check);
-        } else if !ueid.is_null() {
-            seen.push(ueid.clone());
+                Reason::RimMalformed,
+                "a SWID tag of NVIDIA's",
+                found,
+            )]
         }
     }
 }
@@ -145,79 +190,4 @@ fn unappraised() -> impl Iterator<Item = Check> {
         )
     };
     appraise::CHECKS.into_iter().map(not)
-}
-
-/// Every field, decoded; nothing is verified.
-pub(crate) fn claims(evidence: &GpuEvidence) -> Value {
-    let report = match Report::parse(&evidence.report) {
-        Ok(report) => report,
-        Err(e) => return json!({ "unreadable": e.to_string() }),
-    };
-    let certificate = |der: &Vec<u8>| match Cert::parse(der) {
-        Ok(cert) => json!({
-            "subject": cert.subject_cn,
-            "issuer": cert.issuer_cn,
-            "serial": hex::encode(&cert.serial),
-            "not_before": show_time(cert.not_before),
-            "not_after": show_time(cert.not_after),
-            "fwid": fwid::read(&cert).ok().flatten().map(|firmware| hex::encode(firmware.fwid)),
-        }),
-        Err(e) => json!({ "unreadable": e.to_string() }),
-    };
-    let measurement = |block: &Measurement| json!({ "index": block.index, "type": block.value_type, "value": hex::encode(&block.value) });
-    let mut claims = report_claims(&report, None);
-    claims["measurements"] = report.measurements().iter().map(measurement).collect();
-    claims["signature"] = json!(hex::encode(report.signature()));
-    claims["certificates"] = evidence.certificates.iter().map(certificate).collect();
-    claims
-}
-
-/// What report and certificates say, by NVIDIA's names for claims where there are some.
-fn report_claims(report: &Report, device: Option<&Device>) -> Value {
-    let opaque = report.opaque();
-    let kind = if opaque.driver_version().is_some() {
-        "gpu"
-    } else {
-        "nvswitch"
-    };
-    let chip = device.map(|device| device.chip.as_str());
-    json!({
-        "x-nvidia-device-type": kind,
-        "eat_nonce": hex::encode(report.nonce()),
-        "hwmodel": device.map(|device| device.model.as_str()),
-        "ueid": device.map(|device| device.ueid.as_str()),
-        "x-nvidia-gpu-driver-version": opaque.driver_version(),
-        "x-nvidia-gpu-vbios-version": opaque.vbios_version(),
-        "x-nvidia-gpu-mode": opaque.cc_mode(),
-        "x-nvidia-gpu-switch-pdis": opaque.pdis().map(hex::encode).collect::<Vec<_>>(),
-        "protected-pcie": opaque.protected_pcie(),
-        "fwid": opaque.fwid().map(hex::encode),
-        "opaque": opaque.claims(),
-        "rim-ids": [chip.and_then(|chip| opaque.driver_rim_id(chip)), opaque.vbios_rim_id()],
-    })
-}
-
-/// How the checks went, by NVIDIA's names for claims.
-fn outcome_claims(checks: &[Check]) -> Value {
-    let passed = |id: &str| {
-        let check = checks.iter().find(|check| check.id == id)?;
-        match check.outcome {
-            Outcome::Passed => Some(true),
-            Outcome::Failed(_) => Some(false),
-            Outcome::NotChecked(_) | Outcome::Missing(..) => None,
-        }
-    };
-    json!({
-        "x-nvidia-gpu-attestation-report-parsed": passed("format.report"),
-        "x-nvidia-gpu-attestation-report-signature-verified": passed("authenticate.signature"),
-        "x-nvidia-gpu-attestation-report-nonce-match": passed("appraise.report-data"),
-        "x-nvidia-gpu-attestation-report-cert-chain-fwid-match": passed("authenticate.fwid"),
-        "x-nvidia-gpu-attestation-report-cert-chain-valid": passed("authenticate.dates"),
-    })
-}
-
-fn merge(claims: &mut Value, more: Value) {
-    if let (Some(claims), Value::Object(more)) = (claims.as_object_mut(), more) {
-        claims.extend(more);
-    }
 }

@@ -124,6 +124,11 @@ impl Opaque {
         self.number(field::OPAQUE_DATA_VERSION).flatten().unwrap_or(0)
     }
 
+    /// Whether the device is an NVSwitch: it has no driver.
+    pub fn is_switch(&self) -> bool {
+        self.get(field::DRIVER_VERSION).is_none()
+    }
+
     /// The driver's version, like `590.48.01`. A switch has none.
     pub fn driver_version(&self) -> Option<&str> {
         self.text(field::DRIVER_VERSION)

@@ -10,6 +10,7 @@ use crate::endorsements::{EndorsementsError, Recognised, pem_blocks};
 
 const RIMS_MAX: usize = 512;
 const OCSP_MAX: usize = 256;
+const CHAIN_LEN_MAX: usize = 64 * 1024;
 
 /// Reference manifests (RIM) and OCSP responses. A manifest that can't be read is kept, too: whoever supplies it hears of
 /// it.
@@ -42,6 +43,9 @@ impl References {
         let text = std::str::from_utf8(content)
             .ok()
             .map(|text| text.trim_start_matches('\u{feff}'));
+        if let Some(chain) = text.and_then(encoded_chain) {
+            return Some(chain.map(|der| Recognised { der }));
+        }
         let xml = text.and_then(manifest);
         let ocsp = match text {
             Some(text) if text.contains("-----BEGIN OCSP RESPONSE-----") => match pem_blocks(text) {
@@ -75,6 +79,19 @@ impl References {
         self.contents.push(content.to_vec());
         Some(Ok(Recognised::default()))
     }
+}
+
+/// The certificates of base64 of PEM: how NVIDIA's tools hand a device's chain out.
+fn encoded_chain(text: &str) -> Option<Result<Vec<Vec<u8>>, EndorsementsError>> {
+    const BEGIN: &str = "LS0tLS1CRUdJTi"; // -----BEGIN
+    let text = text.trim();
+    if !text.starts_with(BEGIN) || text.len() > CHAIN_LEN_MAX {
+        return None;
+    }
+    let text: String = text.split_ascii_whitespace().collect();
+    let pem = String::from_utf8(STANDARD.decode(text).ok()?).ok()?;
+    let blocks = pem_blocks(&pem).map(|blocks| blocks.into_iter().map(|(_, der)| der).collect());
+    Some(blocks)
 }
 
 /// The XML of a manifest, if the text is one or holds one.
