@@ -2,43 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::path::Path;
-use std::sync::LazyLock;
+mod nvidia_case;
 
 use attestation::nvidia::{GpuEvidence, Stated};
-use attestation::sim::{Gpu, GpuFacts, OcspSigner, OcspStatus};
-use attestation::{
-    AnyEvidence, AttestationResult, Endorsements, Policy, Reason, Requirement, Roots, Verdict, verify_any,
-};
+use attestation::sim::{GpuFacts, OcspSigner, OcspStatus};
+use attestation::{AnyEvidence, Endorsements, Policy, Reason, Requirement, Roots, Verdict, verify_any};
+use nvidia_case::{AT, FRESH, GPU, endorsements, read, recorded};
 use proptest::prelude::*;
-
-/// 2026-09-01.
-const AT: u64 = 1_788_220_800;
-/// A response's window around [`AT`].
-const FRESH: [&str; 2] = ["20260831000000Z", "20260902000000Z"];
-
-static GPU: LazyLock<Gpu> = LazyLock::new(|| Gpu::create(None).unwrap());
-
-fn read(path: &str) -> Vec<u8> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/gpu");
-    std::fs::read(folder.join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
-}
-
-fn endorsements(files: &[&[u8]]) -> Endorsements {
-    let mut given = Endorsements::none();
-    for file in files {
-        given.add(file).unwrap();
-    }
-    given
-}
-
-fn recorded(report: &[u8], endorsements: &Endorsements, policy: &Policy) -> AttestationResult {
-    let evidence = AnyEvidence::Gpu(vec![GpuEvidence {
-        report: report.to_vec(),
-        ..GpuEvidence::default()
-    }]);
-    verify_any(&evidence, endorsements, &Roots::pinned(), policy, AT)
-}
 
 const DEVICES: [&str; 3] = [
     "gh100-nvtrust-gpu_evidence0-42b177",
