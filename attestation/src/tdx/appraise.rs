@@ -2,7 +2,7 @@
 
 use super::authenticate::Authentication;
 use super::quote::{ATTRIBUTE_BITS, Quote, TdReport};
-use super::tcb::Level;
+use super::tcb::{Level, TcbStatus};
 use crate::Policy;
 use crate::compare::{NOT_ASKED, among, one};
 use crate::result::{Check, Reason};
@@ -347,7 +347,8 @@ fn platform_tcb(
                 [] => status.to_string(),
                 advisories => format!("{status} ({})", advisories.join(", ")),
             };
-            let holds = policy.tdx.accepted_status.contains(&status);
+            // No policy makes up for keys that Intel no longer vouches for.
+            let holds = policy.tdx.accepted_status.contains(&status) && status != TcbStatus::Revoked;
             checks.push(Check::of(
                 "appraise.tcb-floor",
                 holds,

@@ -123,8 +123,11 @@ pub(crate) fn claims(quote: &[u8]) -> Value {
     let mut claims = quote.claims();
     let leaf = pck::chain(quote.pck_chain).ok();
     let leaf = leaf.and_then(|chain| Cert::parse(chain.first()?).ok());
-    let platform = leaf.and_then(|leaf| Platform::of(&leaf).ok());
-    claims["platform"] = platform.map_or(Value::Null, |platform| platform.claims());
+    if let Some(leaf) = leaf {
+        let platform = Platform::of(&leaf).ok();
+        claims["platform"] = platform.map_or(Value::Null, |platform| platform.claims());
+        claims["pck_issuer"] = json!(leaf.issuer_cn);
+    }
     claims
 }
 

@@ -30,7 +30,7 @@ pub struct TdxPolicy {
     pub mr_owner_config: Option<[u8; 48]>,
     /// Accepted platforms, by the PPID in the PCK certificate: the one protection from a machine that somebody has in hand.
     pub allowed_ppids: Option<Vec<[u8; 16]>>,
-    /// Accepted TCB statuses.
+    /// Accepted TCB statuses; `Revoked` never is.
     pub accepted_status: BTreeSet<TcbStatus>,
     /// Advisories that refuse a platform whatever its status is: `INTEL-SA-00960`.
     pub refused_advisories: BTreeSet<String>,

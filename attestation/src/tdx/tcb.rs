@@ -143,6 +143,9 @@ pub(crate) struct TcbInfoHead {
     pub(crate) pce_id: Hex<2>,
     pub(crate) issue_date: Time,
     pub(crate) next_update: Time,
+    /// How the components are composed; 0 is the one way that there is.
+    #[serde(default)]
+    tcb_type: u32,
     #[serde(default)]
     pub(crate) tcb_evaluation_data_number: u32,
 }
@@ -288,7 +291,7 @@ impl TcbInfoHead {
 
     /// Whether it is about TDX platforms, in the version that is known here.
     pub(crate) fn is_tdx(&self) -> bool {
-        self.id == "TDX" && self.version == 3
+        self.id == "TDX" && self.version == 3 && self.tcb_type == 0
     }
 }
 
