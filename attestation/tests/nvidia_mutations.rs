@@ -247,6 +247,12 @@ fn m63_manifests_that_are_over_or_dont_match_or_arent_signed() {
             &[RimMalformed],
         ),
         ("no XML", vec![b"<SoftwareIdentity".to_vec()], AT, &[RimMalformed]),
+        (
+            "a changed one beside what is needed",
+            [changed("590.12", "590.13"), rims(&[driver(), vbios()])].concat(),
+            AT,
+            &[],
+        ),
         // Spaces between attributes mean nothing.
         ("written differently", changed(" active=", "\n  active="), AT, &[]),
     ] {

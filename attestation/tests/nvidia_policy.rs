@@ -83,6 +83,14 @@ fn what_the_policy_asks_for_is_asked() {
             Some(DebugAllowed),
         ),
         (
+            "a switch's report by a GPU",
+            Case {
+                facts: GpuFacts::default().with_field(3, None),
+                ..Case::default()
+            },
+            Some(ProductMismatch),
+        ),
+        (
             "firmware with debugging, allowed",
             Case {
                 gpu: debugged,

@@ -105,6 +105,16 @@ fn reports_with_manifests_get_the_verdict_that_is_known_for_them() {
             AT,
             &[RimExpired],
         ),
+        // With a forged one beside it that isn't needed.
+        (
+            switch,
+            &[
+                "incorrect_signature_driver_rim.xml",
+                "switchVBIOSRim_NV_SWITCH_BIOS_5612_0002_890_9610550001.xml",
+            ],
+            AT,
+            &[],
+        ),
         // Genuine, and of another driver or VBIOS: not used, even where its time is over.
         (any_hopper, &["NV_GPU_DRIVER_GH100_550.144.03.xml"], AT, &[]),
         (

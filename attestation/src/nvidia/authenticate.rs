@@ -150,6 +150,7 @@ pub(super) fn authenticate(
         ueid: decimal(&leaf.serial),
         firmware: firmware.ok().flatten(),
     };
+    checks.push(product(report, &device));
     checks.extend(stated(report, evidence, &device));
     let clean = !checks.iter().any(Check::is_failed);
     let authentic = clean.then(|| Authentic {
@@ -324,6 +325,23 @@ impl Answer {
         }
         self
     }
+}
+
+/// NVIDIA's root stands above devices of many kinds; only GPUs and NVSwitches count, each with reports of its own kind.
+fn product(report: &Report, device: &Device) -> Check {
+    const ID: &str = "authenticate.product";
+    let is = |prefixes: &[&str]| prefixes.iter().any(|prefix| device.chip.starts_with(prefix));
+    let (gpu, switch) = (is(&["GH", "GB"]), is(&["LS"]));
+    let reason = match gpu || switch {
+        true => Reason::ProductMismatch,
+        false => Reason::UnsupportedProduct,
+    };
+    let (holds, expected) = match report.opaque().is_switch() {
+        true => (switch, "an NVSwitch (LS10), as the report says"),
+        false => (gpu, "a Hopper or Blackwell GPU, as the report says"),
+    };
+    let chip: String = device.chip.chars().take(32).collect();
+    Check::of(ID, holds, reason, expected, chip)
 }
 
 /// What the file around the report says must be what the report says.

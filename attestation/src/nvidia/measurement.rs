@@ -1,8 +1,9 @@
 //! The measurements of a report against reference manifests.
 //!
-//! Every manifest that was given must be genuine: what a forged one says of itself, also for which driver it is, means
-//! nothing, so it can't be set aside as being for another one. Genuine ones for other versions are. The best of those
-//! that fit is compared: each of its active measurements must be in the report, with one of its values.
+//! The best of the genuine manifests that fit is compared: each of its active measurements must be in the report, with
+//! one of its values. Genuine ones for other versions are set aside. A forged one can't be: what it says of itself, also
+//! for which driver it is, means nothing. So where a manifest is wanting, and forged ones were given, that is refused;
+//! where none is wanting they are only named.
 
 use serde_json::{Value, json};
 
@@ -34,6 +35,7 @@ pub(super) struct Comparison {
     pub(super) trust: Option<Trust>,
     /// As NVIDIA's claims have it.
     pub(super) claims: Value,
+    pub(super) warnings: Vec<String>,
 }
 
 /// What a manifest can be for.
@@ -70,7 +72,7 @@ pub(super) fn compare(
         authenticity: rim.authenticate(SUPPLIED, roots, at),
     });
     let (genuine, forged): (Vec<_>, Vec<_>) = judged.partition(|judged| judged.authenticity.genuine);
-    let mut checks = faulty(endorsements, &forged);
+    let mut checks = Vec::new();
     let (mut trust, mut mismatches, mut missing) = (None, Vec::new(), Vec::new());
     let mut used: Vec<(&Role, &Judged<'_>)> = Vec::new();
     let roles = roles(authentic);
@@ -96,57 +98,71 @@ pub(super) fn compare(
             }
         }
     }
+    let faulty = faulty(endorsements, &forged);
+    let mut warnings = Vec::new();
+    if !missing.is_empty() {
+        checks.extend(faulty);
+    } else if !faulty.is_empty() {
+        warnings.push("some of the manifests given aren't genuine; they weren't needed".to_owned());
+    }
     if let Some(index) = conflict(&used) {
         let found = format!("both speak of measurement {index}");
+        let expected = "manifests that don't overlap";
         checks.push(Check::of(
             "rim.conflict",
             false,
             Reason::RimConflict,
-            "manifests that don't overlap",
+            expected,
             found,
         ));
     }
-    let compared: usize = used.iter().map(|(_, judged)| judged.rim.active.len()).sum();
-    checks.push(if !mismatches.is_empty() {
-        let shown: Vec<String> = mismatches.iter().take(FAULTY_MAX).map(Mismatch::shown).collect();
-        let found = format!("{} others: {}", mismatches.len(), shown.join("; "));
-        Check::of(
-            ID,
-            false,
-            Reason::MeasurementMismatch,
-            "the manifests' values",
-            found,
-        )
-    } else if missing.is_empty() {
-        let names: Vec<String> = used.iter().map(|(_, judged)| judged.rim.shown()).collect();
-        Check::passed(
-            ID,
-            format!(
-                "{compared} measurements as in the manifests of {}",
-                names.join(" and ")
-            ),
-        )
-    } else {
-        let why = match rims.len() {
-            0 => "no reference manifest (RIM) was given".to_owned(),
-            given => format!(
-                "no genuine manifest for {} among the {given} given",
-                missing.join(" and ")
-            ),
-        };
-        let found = if compared == 0 {
-            String::new()
-        } else {
-            format!("{compared} measurements match")
-        };
-        Check::not_checked(ID, why, found)
-    });
+    checks.push(line(&used, &mismatches, &missing, rims.len()));
     let claims = claims(authentic.report(), &roles, &used, &mismatches, missing.is_empty());
     Comparison {
         checks,
         trust,
         claims,
+        warnings,
     }
+}
+
+/// The line that says whether the measurements are NVIDIA's. `given`: how many manifests there were.
+fn line(
+    used: &[(&Role, &Judged<'_>)],
+    mismatches: &[Mismatch<'_>],
+    missing: &[String],
+    given: usize,
+) -> Check {
+    let compared: usize = used.iter().map(|(_, judged)| judged.rim.active.len()).sum();
+    if !mismatches.is_empty() {
+        let shown: Vec<String> = mismatches.iter().take(FAULTY_MAX).map(Mismatch::shown).collect();
+        let found = format!("{} others: {}", mismatches.len(), shown.join("; "));
+        return Check::of(
+            ID,
+            false,
+            Reason::MeasurementMismatch,
+            "the manifests' values",
+            found,
+        );
+    }
+    if missing.is_empty() {
+        let names: Vec<String> = used.iter().map(|(_, judged)| judged.rim.shown()).collect();
+        let names = names.join(" and ");
+        return Check::passed(
+            ID,
+            format!("{compared} measurements as in the manifests of {names}"),
+        );
+    }
+    let missing = missing.join(" and ");
+    let why = match given {
+        0 => "no reference manifest (RIM) was given".to_owned(),
+        given => format!("no genuine manifest for {missing} among the {given} given"),
+    };
+    let found = match compared {
+        0 => String::new(),
+        compared => format!("{compared} measurements match"),
+    };
+    Check::not_checked(ID, why, found)
 }
 
 /// What manifests this report needs: its driver's and its VBIOS's; a switch has no driver.

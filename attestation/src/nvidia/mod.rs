@@ -98,6 +98,7 @@ pub(crate) fn verify(
             checks.extend(appraise::appraise(authentic, nonce, policy));
             let comparison = measurement::compare(authentic, endorsements, roots, policy, at);
             checks.extend(comparison.checks);
+            warnings.extend(comparison.warnings);
             trust = comparison.trust.map_or(trust, |manifests| trust.and(manifests));
             claims::merge(&mut claims, comparison.claims);
             if report.opaque().cc_mode() == Some(CcMode::Ppcie) {
