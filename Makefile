@@ -9,13 +9,13 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 # Images and their caches.
 BUILD ?= $(CURDIR)/build
 # System libraries that hostd can use: on in the image and here, off in a bare `cargo build`.
-# The third lets tests kill hostd at a journal write (HOSTD_DIE_AT_WRITE); images are built without it.
-FEATURES := hostd/libvirt,hostd/nvml,hostd/fault-injection
+# The last lets tests kill hostd at a journal write (HOSTD_DIE_AT_WRITE); images are built without it.
+FEATURES := hostd/libvirt,hostd/nvml,hostd/tpm,hostd/fault-injection
 BIN := $(CARGO_TARGET_DIR)/debug
 AGENT := $(CARGO_TARGET_DIR)/x86_64-unknown-linux-gnu/guest/attest
 TENANT_IMAGE := $(BUILD)/tenant
 
-PACKAGES := build-essential pkg-config clang libclang-dev libvirt-dev \
+PACKAGES := build-essential pkg-config clang libclang-dev libvirt-dev libtss2-dev swtpm \
 	qemu-system-x86 libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system libvirt-clients \
 	procps iproute2 nftables haproxy dnsmasq-base conntrack openssl curl openssh-client netcat-openbsd \
 	mmdebstrap cpio lz4 zstd mtools dosfstools e2fsprogs cryptsetup-bin systemd jq

@@ -565,6 +565,10 @@ fn reference_files_are_read_strictly() {
         ("no PCR", json!({ "pcrs": {} })),
         ("a short section", json!({ "sections": { ".linux": "00" } })),
         ("a name of two lines", json!({ "image": "a\nb" })),
+        (
+            "sections without their PCR",
+            json!({ "pcrs": { "sha256": { "4": [] } }, "sections": { ".linux": "00".repeat(32) } }),
+        ),
     ] {
         let mut statement = statement(5);
         statement
@@ -667,11 +671,11 @@ mod logs {
         log.extend([0; 20]);
         log.extend((spec.len() as u32).to_le_bytes());
         log.extend(spec);
+        let variable = secure_boot(secure_boot_value);
+        log.extend(event(7, EV_VARIABLE, &sha256(&variable), &variable));
         for pcr in 0..8 {
             log.extend(event(pcr, EV_SEPARATOR, &sha256(&[0; 4]), &[0; 4]));
         }
-        let variable = secure_boot(secure_boot_value);
-        log.extend(event(7, EV_VARIABLE, &sha256(&variable), &variable));
         log.extend(event(11, EV_IPL, &sha256(b"kernel"), b".linux"));
         log
     }
@@ -753,7 +757,7 @@ mod logs {
         assert_eq!(odd, [Reason::Malformed, Reason::EventLogMissing]);
         // A log's text that isn't what was measured proves nothing: replay holds, the claim goes.
         let mut lie = log.clone();
-        let at = lie.len() - event(11, EV_IPL, &sha256(b"kernel"), b".linux").len() - 1;
+        let at = head_len() + event(7, EV_VARIABLE, &[0; 32], &secure_boot(1)).len() - 1;
         assert_eq!(lie[at], 1, "the variable's value");
         lie[at] = 0;
         assert_eq!(
@@ -800,6 +804,23 @@ mod logs {
         assert_eq!(result.claims["proven"]["secure_boot"], false);
         policy.tpm.require_secure_boot = true;
         assert_eq!(verify(&evidence, &policy).reasons(), [Reason::SecureBootOff]);
+    }
+
+    #[test]
+    fn secure_boot_is_what_the_firmware_measured_before_it_let_others() {
+        let tpm = Tpm::create(AkKind::P256).unwrap();
+        let fake = secure_boot(1);
+        let mut firmware = firmware(0);
+        let first = event(7, EV_VARIABLE, &[0; 32], &fake).len();
+        firmware.drain(head_len()..head_len() + first); // a firmware that measures no variable
+        firmware.extend(event(7, EV_VARIABLE, &sha256(&fake), &fake)); // and somebody who makes up for it
+        let mut evidence = tpm.evidence(&replayed(&firmware, &[]), NONCE).unwrap();
+        evidence.firmware_log = Some(firmware);
+        let mut policy = pinning(&tpm);
+        policy.tpm.require_secure_boot = true;
+        let result = verify(&evidence, &policy);
+        let want = (Verdict::Indeterminate, vec![Reason::EventLogMissing]);
+        assert_eq!((result.verdict, result.reasons()), want);
     }
 
     #[test]

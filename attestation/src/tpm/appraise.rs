@@ -11,8 +11,9 @@ use crate::eventlog::{Event, EventLog, HashAlg, Registers, userspace};
 use crate::result::{Check, Reason};
 
 const NOT_ASKED: &str = "no reference value was given";
-const UKI_PCR: u32 = 11;
+pub(super) const UKI_PCR: u8 = 11;
 const SECURE_BOOT_PCR: u8 = 7;
+const EV_SEPARATOR: u32 = 4;
 const EV_EFI_VARIABLE_DRIVER_CONFIG: u32 = 0x8000_0001;
 /// `EFI_GLOBAL_VARIABLE`, as it lies in memory.
 const GLOBAL_VARIABLE: [u8; 16] = [
@@ -250,25 +251,28 @@ impl Explained<'_> {
         if !self.proven.contains(&SECURE_BOOT_PCR) {
             return None;
         }
-        let mut variables = self.events.iter().filter(|event| {
-            event.register == u32::from(SECURE_BOOT_PCR)
-                && event.kind == EV_EFI_VARIABLE_DRIVER_CONFIG
-                && event.data_is_measured(self.bank)
-        });
+        // Only the firmware's own: what runs later measures behind the separator.
+        let early = self
+            .events
+            .iter()
+            .filter(|event| event.register == u32::from(SECURE_BOOT_PCR));
+        let mut variables = early
+            .take_while(|event| event.kind != EV_SEPARATOR)
+            .filter(|event| event.kind == EV_EFI_VARIABLE_DRIVER_CONFIG && event.data_is_measured(self.bank));
         variables.find_map(|event| match variable(event.data)? {
             (GLOBAL_VARIABLE, "SecureBoot", value) => Some(value == [1]),
             _ => None,
         })
     }
 
-    /// Whether something with this digest was measured into the UKI's PCR.
+    /// Whether something with this SHA-256 was measured into the UKI's PCR. Digests of a bank that wasn't replayed are
+    /// only somebody's word.
     fn measured_section(&self, digest: &[u8; 32]) -> bool {
-        let sections = self
-            .events
-            .iter()
-            .filter(|event| event.register == UKI_PCR && !event.is_no_action());
+        let proven = self.bank == HashAlg::Sha256 && self.proven.contains(&UKI_PCR);
+        let sections = self.events.iter();
+        let sections = sections.filter(|event| event.register == u32::from(UKI_PCR) && !event.is_no_action());
         let mut digests = sections.filter_map(|event| event.digest(HashAlg::Sha256));
-        self.proven.contains(&(UKI_PCR as u8)) && digests.any(|found| found == digest)
+        proven && digests.any(|found| found == digest)
     }
 
     fn events_claims(&self) -> Value {

@@ -49,7 +49,7 @@ pub(crate) use reference::TpmReferences;
 
 use serde_json::{Value, json};
 
-use crate::result::{Appraisal, Check, Reason, Trust};
+use crate::result::{Appraisal, Check, Outcome, Reason, Trust};
 use crate::{Endorsements, Policy, Roots};
 use appraise::{Expected, Logs};
 
@@ -91,6 +91,7 @@ pub(crate) fn verify(
     let parts = (&quote, &signature, &ak);
     let authentication = authenticate::authenticate(parts, evidence, endorsements, roots, &policy.tpm, at);
     checks.extend(authentication.checks);
+    let mut warnings = Vec::new();
     match &authentication.authentic {
         Some(authentic) => {
             let logs = Logs {
@@ -104,6 +105,14 @@ pub(crate) fn verify(
             };
             let references = &endorsements.tpm;
             let (appraised, proven) = appraise::appraise(authentic, logs, references, expected, &policy.tpm);
+            let compared = |check: &Check| {
+                check.id == "appraise.measurement" && !matches!(check.outcome, Outcome::NotChecked(_))
+            };
+            if !appraised.iter().any(compared) {
+                warnings.push(
+                    "no PCR was compared with a reference value: this shows whose TPM it is, not what was booted".to_owned(),
+                );
+            }
             checks.extend(appraised);
             claims["proven"] = proven;
         }
@@ -115,7 +124,7 @@ pub(crate) fn verify(
     Appraisal {
         checks,
         trust: authentication.trust,
-        warnings: Vec::new(),
+        warnings,
         claims,
     }
 }

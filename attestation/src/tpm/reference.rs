@@ -28,6 +28,7 @@ use crate::endorsements::EndorsementsError;
 use crate::eventlog::HashAlg;
 use crate::x509::{PublicKey, ecdsa_fixed};
 
+use super::appraise::UKI_PCR;
 use super::policy::{ReferenceKey, pcr_values, trusted};
 
 /// DSSE's type of these statements.
@@ -187,6 +188,13 @@ fn statement(payload: &[u8]) -> Result<Statement, String> {
     for (name, digest) in file.sections {
         let digest = hex::decode(digest).ok().and_then(|digest| digest.try_into().ok());
         sections.insert(name, digest.ok_or("`sections`: SHA-256 in hex")?);
+    }
+    // Whoever boots something else can measure these afterwards; only the PCR's value shows that he did.
+    let pcr_11 = pcrs
+        .get(&HashAlg::Sha256)
+        .is_some_and(|values| values.contains_key(&UKI_PCR));
+    if !sections.is_empty() && !pcr_11 {
+        return Err("`sections` without values of PCR 11 of sha256".to_owned());
     }
     let verity = file
         .verity_root_hash

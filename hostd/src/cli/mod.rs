@@ -5,6 +5,7 @@
 //! doesn't answer. `doctor`: 0 all well, 1 warnings, 2 faults (3 as above).
 
 mod client;
+mod evidence;
 mod log;
 mod render;
 
@@ -99,6 +100,8 @@ enum Verb {
     },
     /// The machine
     Inventory,
+    /// What this host's TPM says: a quote with its event logs, for `attest verify`
+    Evidence(evidence::Args),
     /// The config file
     #[command(subcommand)]
     Config(ConfigVerb),
@@ -247,6 +250,16 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
             print(&String::from_utf8_lossy(&text))?;
             return Ok(ExitCode::SUCCESS);
         }
+        Verb::Evidence(args) => {
+            let taken = evidence::take(args).map_err(Failure::Refused)?;
+            let text = if cli.json {
+                serde_json::to_string_pretty(&taken).map_err(|e| Failure::Refused(e.to_string()))? + "\n"
+            } else {
+                taken.to_string()
+            };
+            print(&text)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         Verb::Doctor { offline: true } => {
             let report = offline_doctor(&load(&cli)?).await;
             return show_report(&report, cli.json);
@@ -371,7 +384,7 @@ async fn ask(client: &Client, verb: Verb, json: bool) -> Result<ExitCode, Failur
                 )
             })?;
         }
-        Verb::Run | Verb::Config(_) | Verb::Openapi | Verb::Completions { .. } => {
+        Verb::Run | Verb::Config(_) | Verb::Evidence(_) | Verb::Openapi | Verb::Completions { .. } => {
             return Err(Failure::Usage("handled before".into())); // `run` has returned for these
         }
     }
