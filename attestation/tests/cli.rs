@@ -543,3 +543,33 @@ fn tdx_registers_are_measured_from_what_is_given() {
         assert!(!out.stderr.is_empty(), "{row}");
     }
 }
+
+#[test]
+fn tdx_quotes_are_judged_with_the_collateral_that_is_given() {
+    let folder = vectors().join("../tdx/tdx-v4-lunaldev-3ab56d67");
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let quote = path("quote.bin");
+    let folder = folder.to_str().unwrap();
+    // The folder holds collateral of March and of August: the time decides.
+    let at = |time: &str| json(&["verify", &quote, "--endorsements", folder, "--at", time, "--json"]);
+    let (code, result) = at("2026-03-31T07:22:37Z");
+    assert_eq!((code, &result["verdict"]), (Some(0), &Value::from("verified")));
+    assert_eq!(result["claims"]["tcb"]["status"], "UpToDate");
+    let (code, result) = at("2026-08-28T05:21:24Z");
+    assert_eq!(
+        (code, &result["reasons"][0]),
+        (Some(1), &Value::from("OutOfDate"))
+    );
+    let (code, result) = json(&["verify", &quote, "--at", "2026-03-31T07:22:37Z", "--json"]);
+    assert_eq!(
+        (code, &result["reasons"][0]),
+        (Some(2), &Value::from("CollateralMissing"))
+    );
+    let (code, shown) = json(&["show", &quote, "--json"]);
+    assert_eq!(code, Some(0));
+    let text = shown.to_string();
+    assert!(
+        text.contains("b0c06f000000") && text.contains("sept-ve-disable"),
+        "{text}"
+    );
+}

@@ -338,4 +338,10 @@ fn event_logs_are_replayed() {
         near,
     );
     assert_eq!(both.verdict, Verdict::Verified, "{both}");
+    let log = read("ccel/lunal-live2.ccel");
+    for len in [48, 100, 1000, 2119] {
+        let given = [read(collateral), log[..len].to_vec()];
+        let cut = judge_by(&read(quote), &given, &Policy::default(), near);
+        assert_eq!(cut.reasons(), [Reason::Malformed], "{len} bytes:\n{cut}");
+    }
 }

@@ -134,6 +134,11 @@ impl Authority {
         if !revoked.is_empty() {
             parts.push(sequence(&revoked.iter().map(entry).collect::<Vec<_>>()));
         }
+        let number = extension(&[2, 5, 29, 20], Critical::No, &integer(&[1]));
+        let key_id = Sha256::digest(self.key.public_key().as_ref());
+        let key_id = sequence(&[tlv(0x80, &key_id[..20])]);
+        let authority = extension(&[2, 5, 29, 35], Critical::No, &key_id);
+        parts.push(tlv(0xa0, &sequence(&[number, authority])));
         self.sign(sequence(&parts))
     }
 }

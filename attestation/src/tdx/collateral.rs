@@ -14,12 +14,15 @@ use serde_json::value::RawValue;
 use super::tcb::{QeIdentity, TcbInfo, TcbInfoHead, Window};
 use crate::crypto::CRYPTO;
 use crate::endorsements::{EndorsementsError, Recognised};
-use crate::eventlog::{EventLog, LOG_LEN_MAX};
+use crate::eventlog::LOG_LEN_MAX;
 use crate::x509::{Cert, Crl, PublicKey};
 
 const DOCUMENTS_MAX: usize = 256;
 const CERTIFICATES_MAX: usize = 256;
 const EVENT_LOGS_MAX: usize = 16;
+/// How a crypto-agile event log begins: behind the head of a record with a SHA-1 digest.
+const SPEC_ID: &[u8] = b"Spec ID Event03\0";
+const SPEC_ID_AT: usize = 32;
 const JSON_LEN_MAX: usize = 1024 * 1024;
 pub(super) const TCB_SIGNER: &str = "Intel SGX TCB Signing";
 
@@ -125,7 +128,12 @@ struct File<'a> {
 impl Collateral {
     /// Takes a file's content if it is one of these.
     pub(crate) fn recognise(&mut self, content: &[u8]) -> Option<Result<Recognised, EndorsementsError>> {
-        if content.len() <= LOG_LEN_MAX && EventLog::parse_padded(content).is_ok() {
+        // A malformed log is kept, too: the verdict says so.
+        if content.len() <= LOG_LEN_MAX
+            && content
+                .get(SPEC_ID_AT..)
+                .is_some_and(|rest| rest.starts_with(SPEC_ID))
+        {
             let result = push(&mut self.event_logs, content.to_vec(), EVENT_LOGS_MAX);
             return Some(result.map(|()| Recognised::default()));
         }
