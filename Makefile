@@ -34,6 +34,7 @@ setup: ## install what is missing (Debian packages, cargo-nextest); needs root o
 	  $$sudo apt-get -qq update; \
 	  DEBIAN_FRONTEND=noninteractive $$sudo apt-get -qq -y --no-install-recommends install "$${missing[@]}" >/dev/null; \
 	fi
+	@[ -d "$$(rustc --print target-libdir --target wasm32-unknown-unknown)" ] || rustup target add wasm32-unknown-unknown
 	@$(CARGO) nextest --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-nextest
 
 build: setup ## build all programs

@@ -59,6 +59,8 @@ pub use binding::{
 };
 pub use bundle::{Bundle, BundleError};
 pub use composite::{COMPOSITE_LEN_MAX, Composite};
+#[cfg(feature = "sim")]
+pub use crypto::forget_signatures;
 pub use endorsements::{Endorsements, EndorsementsError};
 pub use evidence::{
     CpuEvidence, EVIDENCE_LEN_MAX, Evidence, EvidenceError, GuestKeys, SshHostKey, SshHostKeyError,

@@ -680,7 +680,7 @@ impl fmt::Display for AttestationResult {
         if self.trust == Trust::TestRoot {
             writeln!(
                 f,
-                "\n  !! TEST ROOT: this rests on a root that was named for this run, not on AMD's."
+                "\n  !! TEST ROOT: this rests on a root that was named for this run, not on the maker's."
             )?;
             writeln!(
                 f,

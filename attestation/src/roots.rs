@@ -112,6 +112,14 @@ pub(crate) fn amd_intermediates() -> &'static [Cert] {
     &AMD_INTERMEDIATES
 }
 
+/// Whether both certificates are shipped, and `intermediate` is `root`'s: then nobody needs to check the signature
+/// again, a test did.
+pub(crate) fn is_shipped_chain(intermediate: &Cert, root: &Cert) -> bool {
+    let has =
+        |amd: &Amd| root.der == amd.ark && (intermediate.der == amd.ask || intermediate.der == amd.asvk);
+    AMD.iter().any(has)
+}
+
 impl Roots {
     /// The makers' roots: AMD's for Milan, Genoa and Turin, Intel's, NVIDIA's two.
     pub fn pinned() -> Self {
@@ -136,5 +144,24 @@ impl Roots {
     pub(crate) fn of(&self, kind: RootKind) -> impl Iterator<Item = &Root> {
         self.iter()
             .filter(move |root| root.kind == kind || root.kind == RootKind::Any)
+    }
+}
+
+#[cfg(all(test, any(feature = "native", feature = "rustcrypto")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shipped_intermediates_are_signed_by_their_own_root_and_no_other() {
+        for (n, own) in AMD.iter().enumerate() {
+            for (m, other) in AMD.iter().enumerate() {
+                let root = shipped(other.ark);
+                for der in [own.ask, own.asvk] {
+                    let cert = shipped(der);
+                    let signed = cert.issuer == root.subject && cert.signed.is_signed_by(&root.key);
+                    assert_eq!((signed, is_shipped_chain(&cert, &root)), (n == m, n == m));
+                }
+            }
+        }
     }
 }

@@ -305,6 +305,21 @@ fn a_bundle_gives_the_verdict_that_its_files_gave() {
 }
 
 #[test]
+fn a_reader_that_stops_reading_doesnt_change_the_exit_code() {
+    let genoa = vectors().join("genoa-v3-msft");
+    let mut attest = Command::new(env!("CARGO_BIN_EXE_attest"))
+        .args(["verify", "--json", "--at", "2026-09-01", "--endorsements"])
+        .args([&genoa, &genoa.join("report.bin")])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(attest.stdout.take());
+    let done = attest.wait_with_output().unwrap();
+    assert_eq!((done.status.code(), done.stderr), (Some(0), Vec::new()));
+}
+
+#[test]
 fn a_wrong_clock_is_a_reason() {
     let genoa = vectors().join("genoa-v3-msft");
     let (report, genoa) = (genoa.join("report.bin"), genoa.to_str().unwrap());

@@ -146,7 +146,7 @@ fn padding_is_accepted_only_where_an_area_has_a_fixed_size_and_only_to_its_end()
 }
 
 #[test]
-fn records_that_break_a_rule_are_refused() {
+fn m49_records_that_break_a_rule_are_refused() {
     let with = |record: Vec<u8>| [head(&[SHA256]), record].concat();
     let digest = || (0x0b, vec![0; 32]);
     let mut huge = separator(1);

@@ -306,7 +306,7 @@ fn a_quote_may_be_text() {
 }
 
 #[test]
-fn event_logs_are_replayed() {
+fn m47_m48_event_logs_are_replayed() {
     let near = 1_774_941_757;
     let quote = "tdx/tdx-v4-lunaldev-3ab56d67/quote.bin";
     let collateral = "tdx/tdx-v4-lunaldev-3ab56d67/collateral-2026-03-31.json";

@@ -3,10 +3,15 @@
 
 #![allow(dead_code, reason = "tdx, nvidia and tpm are being written on this")]
 
+mod memory;
 #[cfg(feature = "native")]
 mod native;
 #[cfg(all(feature = "rustcrypto", any(test, not(feature = "native"))))]
 mod rustcrypto;
+
+#[cfg(feature = "sim")]
+pub use memory::forget_signatures;
+pub(crate) use memory::remembered;
 
 /// Signature checks. Keys and signatures come as the formats carry them; anything unreadable is simply not valid.
 ///

@@ -15,7 +15,7 @@ use super::report::Report;
 use super::{Product, VekKind, vek};
 use crate::crypto::CRYPTO;
 use crate::result::{Check, Reason, Trust};
-use crate::roots::{RootKind, amd_intermediates};
+use crate::roots::{RootKind, amd_intermediates, is_shipped_chain};
 use crate::x509::{Cert, Crl, PublicKey, dates, show_time};
 use crate::{Endorsements, Roots};
 
@@ -352,8 +352,10 @@ impl Pool {
             ));
             return (checks, Trust::None);
         };
-        let signs =
-            |root: &Cert| root.subject == intermediate.issuer && intermediate.signed.is_signed_by(&root.key);
+        let signs = |root: &Cert| {
+            is_shipped_chain(intermediate, root)
+                || root.subject == intermediate.issuer && intermediate.signed.is_signed_by(&root.key)
+        };
         let root = self.roots.iter().find(|(root, _)| signs(root) && root.may_issue);
         let Some((root, trust)) = root else {
             let untrusted = self.supplied_roots.iter().find(|root| signs(root));

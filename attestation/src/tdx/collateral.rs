@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::tcb::{QeIdentity, TcbInfo, TcbInfoHead, Window};
-use crate::crypto::CRYPTO;
+use crate::crypto::{CRYPTO, remembered};
 use crate::endorsements::{EndorsementsError, Recognised};
 use crate::eventlog::LOG_LEN_MAX;
 use crate::x509::{Cert, Crl, PublicKey};
@@ -81,7 +81,9 @@ impl SignedText {
     pub(super) fn is_signed_by(&self, signer: &Cert) -> bool {
         match (&signer.key, &self.signature) {
             (PublicKey::P256(key), Some(signature)) => {
-                CRYPTO.p256_sha256(key, self.text.as_bytes(), signature)
+                let text = self.text.as_bytes();
+                let check = || CRYPTO.p256_sha256(key, text, signature);
+                remembered("collateral", key, text, signature, check)
             }
             _ => false,
         }

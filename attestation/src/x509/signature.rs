@@ -5,7 +5,7 @@ use der::{Decode, Encode, Header, Reader, SliceReader};
 use x509_cert::spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
 
 use super::CertError;
-use crate::crypto::CRYPTO;
+use crate::crypto::{CRYPTO, remembered};
 
 const RSA_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 const RSA_SHA256_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.11");
@@ -35,6 +35,16 @@ enum Algorithm {
 }
 
 impl Algorithm {
+    fn name(self) -> &'static str {
+        match self {
+            Self::RsaPssSha384 => "RSA PSS SHA-384",
+            Self::RsaPkcs1Sha256 => "RSA PKCS1 SHA-256",
+            Self::RsaPkcs1Sha384 => "RSA PKCS1 SHA-384",
+            Self::EcdsaSha256 => "ECDSA SHA-256",
+            Self::EcdsaSha384 => "ECDSA SHA-384",
+        }
+    }
+
     fn of(identifier: &AlgorithmIdentifierOwned) -> Option<Self> {
         let parameters = || identifier.parameters.as_ref()?.to_der().ok();
         // RFC 4055 asks for NULL, RFC 5758 for nothing.
@@ -86,29 +96,26 @@ impl Signed {
 
     /// Whether `key` signed it.
     pub(crate) fn is_signed_by(&self, key: &PublicKey) -> bool {
-        let Self {
-            tbs,
-            signature,
-            algorithm,
-        } = self;
-        match (key, algorithm) {
-            (PublicKey::Rsa(key), Some(Algorithm::RsaPssSha384)) => {
-                CRYPTO.rsa_pss_sha384(key, tbs, signature)
-            }
-            (PublicKey::Rsa(key), Some(Algorithm::RsaPkcs1Sha256)) => {
-                CRYPTO.rsa_pkcs1_sha256(key, tbs, signature)
-            }
-            (PublicKey::Rsa(key), Some(Algorithm::RsaPkcs1Sha384)) => {
-                CRYPTO.rsa_pkcs1_sha384(key, tbs, signature)
-            }
-            (PublicKey::P256(key), Some(Algorithm::EcdsaSha256)) => {
+        let Some(algorithm) = self.algorithm else {
+            return false;
+        };
+        let (tbs, signature) = (self.tbs.as_slice(), self.signature.as_slice());
+        let (PublicKey::Rsa(bytes) | PublicKey::P256(bytes) | PublicKey::P384(bytes)) = key else {
+            return false;
+        };
+        let check = || match (key, algorithm) {
+            (PublicKey::Rsa(key), Algorithm::RsaPssSha384) => CRYPTO.rsa_pss_sha384(key, tbs, signature),
+            (PublicKey::Rsa(key), Algorithm::RsaPkcs1Sha256) => CRYPTO.rsa_pkcs1_sha256(key, tbs, signature),
+            (PublicKey::Rsa(key), Algorithm::RsaPkcs1Sha384) => CRYPTO.rsa_pkcs1_sha384(key, tbs, signature),
+            (PublicKey::P256(key), Algorithm::EcdsaSha256) => {
                 ecdsa_fixed::<32, 64>(signature).is_some_and(|rs| CRYPTO.p256_sha256(key, tbs, &rs))
             }
-            (PublicKey::P384(key), Some(Algorithm::EcdsaSha384)) => {
+            (PublicKey::P384(key), Algorithm::EcdsaSha384) => {
                 ecdsa_fixed::<48, 96>(signature).is_some_and(|rs| CRYPTO.p384_sha384(key, tbs, &rs))
             }
             _ => false,
-        }
+        };
+        remembered(algorithm.name(), bytes, tbs, signature, check)
     }
 
     /// What is signed, and the signature; for tests of the signature checks.

@@ -68,7 +68,7 @@ pub(super) fn unbundle(args: &UnbundleArgs) -> Result<ExitCode> {
     let content = read(&args.bundle, Bundle::LEN_MAX as u64)?;
     let bundle = Bundle::from_cbor(&content).with_context(|| args.bundle.display().to_string())?;
     let Some(folder) = &args.out else {
-        println!("{:#}", bundle.to_json());
+        outln!("{:#}", bundle.to_json());
         return Ok(ExitCode::SUCCESS);
     };
     write(&bundle, folder).with_context(|| format!("cannot write into {}", folder.display()))?;

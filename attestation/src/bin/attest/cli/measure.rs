@@ -117,9 +117,9 @@ fn snp(args: &Snp) -> Result<ExitCode> {
             "guest_features": format!("{:#x}", args.guest_features),
             "kernel_hashes": kernel_hashes,
         });
-        println!("{shown:#}");
+        outln!("{shown:#}");
     } else {
-        println!("{digest}");
+        outln!("{digest}");
     }
     Ok(ExitCode::SUCCESS)
 }

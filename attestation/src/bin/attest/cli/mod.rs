@@ -2,6 +2,20 @@
 //!
 //! Exit codes: 0 verified (or done), 1 refused, 2 can't tell: endorsements missing, unreadable files, wrong usage.
 
+/// Like `print!`, but whoever reads may stop reading: the exit code is the answer.
+macro_rules! out {
+    ($($arg:tt)*) => {
+        $crate::cli::write_out(format_args!($($arg)*))
+    };
+}
+
+/// Like `println!`; see `out`.
+macro_rules! outln {
+    ($($arg:tt)*) => {
+        $crate::cli::write_out(format_args!("{}\n", format_args!($($arg)*)))
+    };
+}
+
 mod bundle;
 mod input;
 mod measure;
@@ -10,6 +24,8 @@ mod pins;
 mod show;
 mod verify;
 
+use std::fmt::Arguments;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -77,4 +93,14 @@ pub(crate) fn main() -> ExitCode {
         eprintln!("attest: {error:#}");
         ExitCode::from(2)
     })
+}
+
+fn write_out(text: Arguments<'_>) {
+    let mut out = std::io::stdout().lock();
+    let written = out.write_fmt(text).and_then(|()| out.flush());
+    if let Err(error) = written
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        eprintln!("attest: cannot write: {error}");
+    }
 }

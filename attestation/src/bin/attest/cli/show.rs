@@ -20,10 +20,10 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let shown = input::evidence(&args.evidence, &mut Found::default())?.claims();
     if args.json {
-        println!("{shown:#}");
+        outln!("{shown:#}");
     } else {
         print_tree(&shown, 0);
-        println!("\nNot verified: `attest show` judges nothing.");
+        outln!("\nNot verified: `attest show` judges nothing.");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -34,20 +34,20 @@ fn print_tree(value: &Value, depth: usize) {
     for (name, value) in fields {
         match value {
             Value::Object(_) => {
-                println!("{indent}{name}:");
+                outln!("{indent}{name}:");
                 print_tree(value, depth + 1);
             }
             Value::Array(items) if items.iter().any(Value::is_object) => {
                 for (n, item) in items.iter().enumerate() {
-                    println!("{indent}{name}[{n}]:");
+                    outln!("{indent}{name}[{n}]:");
                     print_tree(item, depth + 1);
                 }
             }
             Value::Array(items) => {
                 let items: Vec<String> = items.iter().map(plain).collect();
-                println!("{indent}{name}: {}", items.join(" "));
+                outln!("{indent}{name}: {}", items.join(" "));
             }
-            _ => println!("{indent}{name}: {}", plain(value)),
+            _ => outln!("{indent}{name}: {}", plain(value)),
         }
     }
 }

@@ -148,9 +148,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         Err(NoEvidence::Unreadable(error)) => unreadable(&format!("{:#}", anyhow::Error::from(error)), at),
     };
     if args.json {
-        println!("{:#}", result.to_json());
+        outln!("{:#}", result.to_json());
     } else {
-        print!("{result}");
+        out!("{result}");
     }
     Ok(match result.verdict {
         Verdict::Verified => ExitCode::SUCCESS,
@@ -271,10 +271,10 @@ fn read_policy(path: &Path) -> Result<Policy> {
 
 pub(super) fn policy(command: &PolicyCommand) -> Result<ExitCode> {
     match command {
-        PolicyCommand::Init => print!("{POLICY_TEMPLATE}"),
+        PolicyCommand::Init => out!("{POLICY_TEMPLATE}"),
         PolicyCommand::Check { file } => {
             read_policy(file)?;
-            println!("{} is a valid policy", file.display());
+            outln!("{} is a valid policy", file.display());
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -1,0 +1,90 @@
+//! Remembers signatures that held: makers' certificates and collateral come again with every piece of evidence.
+//!
+//! Whether a signature holds depends on key, message and signature alone, so what is remembered under a digest of the
+//! three is true for ever, and a verdict with memory is the verdict without. Dates, revocation and everything else are
+//! judged each time. Only what held is remembered: forgeries displace nothing.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+
+use sha2::{Digest, Sha256};
+
+/// Enough for the chains and collateral of a day's platforms; 16 KiB.
+const REMEMBERED_MAX: usize = 512;
+
+static HELD: Mutex<VecDeque<[u8; 32]>> = Mutex::new(VecDeque::new());
+
+/// `check`'s answer, unless the same key, message and signature are remembered to hold. `scheme` tells the signature
+/// algorithms apart.
+pub(crate) fn remembered(
+    scheme: &str,
+    key: &[u8],
+    message: &[u8],
+    signature: &[u8],
+    check: impl FnOnce() -> bool,
+) -> bool {
+    let mut hash = Sha256::new();
+    for part in [scheme.as_bytes(), key, message, signature] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    let digest: [u8; 32] = hash.finalize().into();
+    let held = || HELD.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if held().contains(&digest) {
+        return true;
+    }
+    let holds = check();
+    if holds {
+        let mut held = held();
+        if held.len() == REMEMBERED_MAX {
+            held.pop_front();
+        }
+        held.push_back(digest);
+    }
+    holds
+}
+
+/// Forgets everything, to measure what the first verdict costs.
+#[cfg(feature = "sim")]
+pub fn forget_signatures() {
+    HELD.lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+        .clear();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_same_key_message_and_signature_are_remembered() {
+        let parts = ["memory test", "key", "message", "signature"];
+        let ask = |parts: [&str; 4], answer: bool| {
+            let [scheme, key, message, signature] = parts;
+            let mut asked = false;
+            let check = || {
+                asked = true;
+                answer
+            };
+            let holds = remembered(
+                scheme,
+                key.as_bytes(),
+                message.as_bytes(),
+                signature.as_bytes(),
+                check,
+            );
+            (holds, asked)
+        };
+        assert_eq!(ask(parts, false), (false, true));
+        assert_eq!(ask(parts, true), (true, true), "a failure isn't remembered");
+        assert_eq!(ask(parts, false), (true, false), "what held is");
+        for changed in 0..4 {
+            let mut other = parts;
+            other[changed] = "other";
+            assert_eq!(ask(other, false), (false, true), "part {changed}");
+        }
+        // The lengths count: the same bytes divided otherwise are something else.
+        let shifted = ["memory test", "keym", "essage", "signature"];
+        assert_eq!(ask(shifted, false), (false, true));
+    }
+}
