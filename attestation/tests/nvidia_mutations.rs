@@ -480,6 +480,41 @@ fn m64_certificates_that_nvidia_revoked_or_put_on_hold() {
 }
 
 #[test]
+fn m64_a_revocation_list_says_as_much_as_a_response() {
+    let window = ["260831000000Z", "260902000000Z"];
+    let crl = |index, lists, forged| GPU.crl(index, lists, forged, window).unwrap();
+    let good = || [2, 3].map(|index| crl(index, false, false));
+    for (row, first, want, checked) in [
+        ("not listed", crl(1, false, false), None, true),
+        ("listed", crl(1, true, false), Some(Reason::Revoked), true),
+        ("forged", crl(1, false, true), Some(Reason::OcspInvalid), true),
+        (
+            "old",
+            GPU.crl(1, false, false, ["260801000000Z", "260802000000Z"])
+                .unwrap(),
+            None,
+            false,
+        ),
+    ] {
+        let endorsements = [first].into_iter().chain(good()).collect();
+        let case = Case {
+            endorsements,
+            ..Case::default()
+        };
+        let result = case.judge();
+        assert_eq!(
+            result.reasons(),
+            want.into_iter().collect::<Vec<_>>(),
+            "{row}:\n{result}"
+        );
+        let unchecked = result
+            .not_checked()
+            .any(|(id, _)| id == "authenticate.revocation");
+        assert_eq!(!unchecked, checked, "{row}:\n{result}");
+    }
+}
+
+#[test]
 fn m65_broken_chains() {
     let report = read("gh100-nvtrust-hopper-c438e7/report.bin");
     for case in 2..=4 {

@@ -259,7 +259,7 @@ pub(super) fn revocation(
         let name = &cert.subject_cn;
         match ocsp::answer(responses, cert, issuer, at).or_crl(&crls, cert, issuer, at) {
             Answer::Forged => {
-                let expected = "OCSP responses signed by the certificate's issuer or its responder";
+                let expected = "OCSP responses and CRLs signed by the certificate's issuer or its responder";
                 return Check::of(
                     id,
                     false,
@@ -287,7 +287,7 @@ pub(super) fn revocation(
                 open.push((None, format!("`{name}`: the responder doesn't know it")))
             }
             Answer::Stale => {
-                let why = format!("no OCSP response about `{name}` covers {}", show_time(at));
+                let why = format!("no OCSP response or CRL about `{name}` covers {}", show_time(at));
                 open.push((Some(Reason::OcspStale), why));
             }
             Answer::None => open.push((None, format!("no OCSP response about `{name}`"))),
@@ -311,19 +311,19 @@ pub(super) fn revocation(
 impl Answer {
     /// A genuine CRL of the issuer says as much as a response.
     fn or_crl(self, crls: &[Crl], cert: &Cert, issuer: &Cert, at: u64) -> Self {
-        let own = crls
-            .iter()
-            .filter(|crl| crl.issuer == issuer.subject && crl.signed.is_signed_by(&issuer.key));
-        let fresh = |crl: &Crl| crl.this_update <= at && crl.next_update.is_some_and(|next| at < next);
-        for crl in own {
-            if crl.revokes(&cert.serial) {
-                return Self::Current(Status::Revoked);
-            }
-            if fresh(crl) && matches!(self, Self::None | Self::Stale) {
-                return Self::Current(Status::Good);
-            }
+        let own = || crls.iter().filter(|crl| crl.issuer == issuer.subject);
+        if own().any(|crl| !crl.signed.is_signed_by(&issuer.key)) {
+            return Self::Forged;
         }
-        self
+        let fresh = |crl: &Crl| crl.this_update <= at && crl.next_update.is_some_and(|next| at < next);
+        if own().any(|crl| crl.revokes(&cert.serial)) {
+            return Self::Current(Status::Revoked);
+        }
+        match self {
+            Self::None | Self::Stale if own().any(fresh) => Self::Current(Status::Good),
+            Self::None if own().next().is_some() => Self::Stale,
+            answer => answer,
+        }
     }
 }
 

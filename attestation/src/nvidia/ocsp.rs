@@ -21,6 +21,8 @@ const SHA1_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.14.3.2.26")
 const SHA256_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.2.1");
 const SHA384_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.2.2");
 const CERTIFICATE_HOLD: u8 = 6;
+const CERTIFICATES_MAX: usize = 8;
+const ENTRIES_MAX: usize = 64;
 
 /// A response, read but not believed.
 #[derive(Clone, Debug)]
@@ -106,11 +108,14 @@ impl OcspResponse {
             }
             _ => return failed(),
         };
+        if certs.len() > CERTIFICATES_MAX {
+            return failed();
+        }
         let algorithm: AlgorithmIdentifierOwned = algorithm.decode_as()?;
         let read = |cert: AnyRef<'_>| Cert::parse(&cert.to_der().unwrap_or_default()).or_else(|_| failed());
         Ok(Self {
             signed: Signed::cut(basic, &algorithm, &algorithm).or_else(|_| failed())?,
-            certs: certs.into_iter().take(8).map(read).collect::<Result<_, _>>()?,
+            certs: certs.into_iter().map(read).collect::<Result<_, _>>()?,
             entries: entries(data)?,
         })
     }
@@ -191,11 +196,11 @@ fn entries(data: AnyRef<'_>) -> Result<Vec<Entry>, Error> {
     fields.next_if(|field| field.tag() == context(0));
     let (_responder, _produced_at) = (fields.next(), fields.next());
     let list = fields.next().ok_or(der::ErrorKind::Failed)?;
-    elements(list, Tag::Sequence)?
-        .into_iter()
-        .take(64)
-        .map(entry)
-        .collect()
+    let list = elements(list, Tag::Sequence)?;
+    if list.len() > ENTRIES_MAX {
+        return failed();
+    }
+    list.into_iter().map(entry).collect()
 }
 
 fn entry(single: AnyRef<'_>) -> Result<Entry, Error> {

@@ -329,6 +329,39 @@ impl Gpu {
         let body = sequence(&[oid(&[1, 3, 6, 1, 5, 5, 7, 48, 1, 1]), tlv(0x04, &basic)]);
         Ok(sequence(&[tlv(0x0a, &[0]), tlv(0xa0, &body)]))
     }
+
+    /// A CRL of the issuer of the chain's certificate `index` (1 to 3), which lists that certificate or none. `forged`:
+    /// signed by somebody else. Times as `260819000000Z`.
+    pub fn crl(
+        &self,
+        index: usize,
+        lists: bool,
+        forged: bool,
+        [this_update, next_update]: [&str; 2],
+    ) -> Result<Vec<u8>, SimError> {
+        if !(1..=3).contains(&index) {
+            return Err(SimError("no such certificate"));
+        }
+        let (subject, issuer) = (&self.chain[4 - index], &self.chain[3 - index]);
+        let time = |text: &str| tlv(0x17, text.as_bytes());
+        let mut parts = vec![
+            integer(&[1]),
+            ecdsa_sha384(),
+            name(&issuer.name),
+            time(this_update),
+            time(next_update),
+        ];
+        if lists {
+            let entry = sequence(&[integer(&[subject.serial]), time(this_update)]);
+            parts.push(sequence(&[entry]));
+        }
+        let number = extension(&[2, 5, 29, 20], Critical::No, &integer(&[1]));
+        parts.push(tlv(0xa0, &sequence(&[number])));
+        let tbs = sequence(&parts);
+        let signer = if forged { &self.signer } else { issuer };
+        let signature = signer.sign(&tbs)?;
+        Ok(sequence(&[tbs, ecdsa_sha384(), bits(&signature)]))
+    }
 }
 
 impl Entity {
