@@ -283,7 +283,17 @@ fn a_whole_folder_of_collateral_is_sifted() {
     };
     let result = judge_by(&quote, &given, &policy, 1_734_396_600);
     assert_eq!(result.verdict, Verdict::Verified, "{result}");
-    // Other times' collateral beside it changes nothing: it is chosen by date.
+    // What another root signed under the same names changes nothing, nor does other times' collateral.
+    for file in [
+        "tcbInfo.json",
+        "qeIdentity.json",
+        "tcbSignChain.pem",
+        "pckSignChain.pem",
+        "rootCaCrl.der",
+        "intermediateCaCrl.der",
+    ] {
+        given.insert(0, read(&format!("tdx/neg-intel-testroot/{file}")));
+    }
     given.push(read("tdx/tdx-v4-near-b9e238b2/collateral-2026-03-11.json"));
     given.insert(0, read("tdx/tdx-v4-lunaldev-1a260f89/collateral-2025-03-14.json"));
     let result = judge_by(&quote, &given, &policy, 1_734_396_600);

@@ -265,30 +265,31 @@ fn signatures(quote: &Quote<'_>, chain: Option<&Chain<'_>>) -> [Check; 3] {
 /// The certificates of the TCB signing key that the quote's root signed; those valid at the time asked about come first.
 struct Signers<'a> {
     certs: Vec<&'a Cert>,
-    /// What else was given under that name.
+    /// None, but others were given under that name.
     foreign: bool,
 }
 
 impl<'a> Signers<'a> {
     fn gather(supplied: impl Iterator<Item = &'a Cert>, root: &Cert, at: u64) -> Self {
-        let mut named: Vec<&Cert> = supplied
+        let genuine = |cert: &&Cert| cert.issuer == root.subject && cert.signed.is_signed_by(&root.key);
+        let named: Vec<&Cert> = supplied
             .filter(|cert| cert.subject_cn == TCB_SIGNER && !cert.may_issue)
             .collect();
-        if named.is_empty() {
-            named.extend(shipped_signers());
+        let foreign = !named.is_empty();
+        let mut found: Vec<&Cert> = named.into_iter().filter(genuine).collect();
+        if found.is_empty() {
+            found.extend(shipped_signers().iter().filter(genuine));
         }
-        named.sort_by_key(|cert| !(cert.not_before..=cert.not_after).contains(&at));
-        let genuine = |cert: &&Cert| cert.issuer == root.subject && cert.signed.is_signed_by(&root.key);
-        let count = named.len();
+        found.sort_by_key(|cert| !(cert.not_before..=cert.not_after).contains(&at));
         let mut certs: Vec<&Cert> = Vec::new();
-        for cert in named.into_iter().filter(|cert| genuine(cert)) {
+        for cert in found {
             // Of one key's certificates the best by date.
             if certs.iter().all(|known| known.key != cert.key) {
                 certs.push(cert);
             }
         }
         Self {
-            foreign: certs.is_empty() && count > 0,
+            foreign: foreign && certs.is_empty(),
             certs,
         }
     }
@@ -517,7 +518,12 @@ fn revocation(certs: &[&Cert], revoked: Reason, issuer: &Cert, crls: &[&Crl], at
     if own.is_empty() {
         return Check::not_checked(REVOCATION, format!("no CRL of `{name}` was given"), "");
     }
-    if own.iter().any(|crl| !crl.signed.is_signed_by(&issuer.key)) {
+    // Another root may have given its CA the same name: such a CRL is passed over if there is a genuine one.
+    let own: Vec<&Crl> = own
+        .into_iter()
+        .filter(|crl| crl.signed.is_signed_by(&issuer.key))
+        .collect();
+    if own.is_empty() {
         let expected = format!("a CRL signed by `{name}`");
         return Check::of(
             REVOCATION,

@@ -239,7 +239,7 @@ impl Collateral {
     }
 }
 
-/// Intel's certificates of its TCB signing key: they count when nobody gave any.
+/// Intel's certificates of its TCB signing key: they count when nobody gave a genuine one.
 pub(super) fn shipped_signers() -> &'static [Cert] {
     &SHIPPED_SIGNERS
 }
