@@ -79,7 +79,22 @@ fn table(cases: &[Case]) -> String {
             .next()
             .unwrap()
             .to_owned();
-        table += &format!("| {}{root} | {at} | {verdict} | {reasons} |\n", case.evidence);
+        // Manifests and chains from elsewhere are what such a case is about.
+        let elsewhere = |path: &&String| path.starts_with("gpu/rim") || path.starts_with("gpu/trustee");
+        let with: Vec<&str> = case
+            .endorsements
+            .iter()
+            .filter(elsewhere)
+            .map(|path| path.trim_start_matches("gpu/"))
+            .collect();
+        let with = match with.is_empty() {
+            true => String::new(),
+            false => format!(" with {}", with.join(", ")),
+        };
+        table += &format!(
+            "| {}{root}{with} | {at} | {verdict} | {reasons} |\n",
+            case.evidence
+        );
     }
     table
 }
