@@ -122,6 +122,7 @@ fn exit_codes_say_verified_refused_or_cannot_tell() {
     for args in [
         vec!["verify", &genoa_report, "--at", "yesterday"],
         vec!["verify", &genoa_report, "--expect-report-data", "00"],
+        vec!["verify", &genoa_report, "--expect-report-data", &"00".repeat(32)],
         vec!["verify", &genoa_report, "--require", "everything"],
         vec!["verify", &genoa_report, "--contract", &"00".repeat(32)],
         vec!["verify", &genoa_report, "--trust-root", &genoa_report],
@@ -587,4 +588,21 @@ fn tdx_quotes_are_judged_with_the_collateral_that_is_given() {
         text.contains("b0c06f000000") && text.contains("sept-ve-disable"),
         "{text}"
     );
+}
+
+#[test]
+fn a_gpus_nonce_has_32_bytes() {
+    let evidence = vectors().join("../gpu/json/hopper_evidence.json");
+    let right = "e97b23a1718095a0e9e35edca810768c70a6a5a389b705e753b197912bc11576";
+    let padded = format!("{right}{}", "00".repeat(32));
+    let wrong = right.replace("76", "77");
+    for (nonce, want) in [(right, 0), (&padded, 0), (&wrong, 1)] {
+        let out = attest(&[
+            "verify",
+            evidence.to_str().unwrap(),
+            "--expect-report-data",
+            nonce,
+        ]);
+        assert_eq!(out.status.code(), Some(want), "{nonce}");
+    }
 }

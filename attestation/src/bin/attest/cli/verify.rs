@@ -31,9 +31,9 @@ pub(super) struct Args {
     /// Policy file (see `attest policy init`)
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
-    /// The REPORT_DATA that the report must have: all 64 bytes
-    #[arg(long, value_name = "HEX", value_parser = input::hex_bytes::<64>)]
-    expect_report_data: Option<[u8; 64]>,
+    /// The REPORT_DATA that the report must have: all 64 bytes. For GPU and TPM evidence on its own also 32: the nonce
+    #[arg(long, value_name = "HEX", value_parser = expected)]
+    expect_report_data: Option<Expected>,
     /// Trust this root certificate too; the result is then marked `test-root`
     #[arg(long, value_name = "FILE")]
     trust_root: Vec<PathBuf>,
@@ -105,6 +105,19 @@ pub(super) enum PolicyCommand {
     },
 }
 
+/// What evidence must carry.
+#[derive(Clone, Copy, Debug)]
+enum Expected {
+    ReportData([u8; 64]),
+    /// Of evidence that has no more room.
+    Nonce([u8; 32]),
+}
+
+fn expected(text: &str) -> Result<Expected, String> {
+    let nonce = input::hex_bytes::<32>(text).map(Expected::Nonce);
+    nonce.or_else(|_| input::hex_bytes::<64>(text).map(Expected::ReportData))
+}
+
 /// A ledger's id.
 #[derive(Clone, Debug)]
 struct Ledger(Vec<u8>);
@@ -171,7 +184,10 @@ fn judge(
         AnyEvidence::Vm(composite) => Some(&composite.vm),
         _ => None,
     };
-    let policy = policy_of(args, vm.map_or(&no_keys, |vm| &vm.guest_keys))?;
+    let mut policy = policy_of(args, vm.map_or(&no_keys, |vm| &vm.guest_keys))?;
+    if let Some(expected) = args.expect_report_data {
+        policy.report_data = Some(report_data(expected, evidence)?);
+    }
     let mut result = verify_any(evidence, &found.endorsements, roots, &policy, at);
     result
         .warnings
@@ -188,6 +204,23 @@ fn judge(
     Ok(result)
 }
 
+/// A nonce stands in the first half, and zeros behind it; where there is room for more, nobody may have meant that.
+fn report_data(expected: Expected, evidence: &AnyEvidence) -> Result<[u8; 64]> {
+    match expected {
+        Expected::ReportData(report_data) => Ok(report_data),
+        Expected::Nonce(nonce) => {
+            let small = matches!(evidence, AnyEvidence::Gpu(_) | AnyEvidence::Tpm(_));
+            ensure!(
+                small,
+                "--expect-report-data: this evidence carries 64 bytes, and 32 were given"
+            );
+            let mut padded = [0; 64];
+            padded[..32].copy_from_slice(&nonce);
+            Ok(padded)
+        }
+    }
+}
+
 fn policy_of(args: &Args, keys: &GuestKeys) -> Result<Policy> {
     let mut policy = match &args.policy {
         Some(path) => read_policy(path)?,
@@ -195,9 +228,6 @@ fn policy_of(args: &Args, keys: &GuestKeys) -> Result<Policy> {
     };
     if !args.measurement.is_empty() {
         policy.allowed_measurements = Some(args.measurement.clone());
-    }
-    if let Some(report_data) = args.expect_report_data {
-        policy.report_data = Some(report_data);
     }
     if let (Some(contract), Some(Ledger(ledger)), Some(nonce)) =
         (args.contract.contract, &args.contract.ledger, args.contract.nonce)
