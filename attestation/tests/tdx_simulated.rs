@@ -5,7 +5,7 @@
 
 use std::sync::LazyLock;
 
-use attestation::sim::tdx::{ATTRIBUTES, CrlOf, PCK_CA_SERIAL, PCK_SERIAL, Td, TdxPlatform};
+use attestation::sim::tdx::{ATTRIBUTES, CrlOf, PCK_CA_SERIAL, PCK_SERIAL, TEE_TCB_SVN, Td, TdxPlatform};
 use attestation::tdx::{TcbStatus, TdxPolicy, measurement};
 use attestation::{
     AnyEvidence, AttestationResult, Endorsements, Grade, Policy, Reason, Requirement, Roots, Trust, Verdict,
@@ -432,5 +432,47 @@ fn the_quoting_enclaves_report_binds_the_key_and_nothing_else() {
         let quote = SIM.sign_quote_with(&unsigned, change).unwrap();
         let result = sim_judge(&quote, &endorsements, &Policy::default());
         assert_eq!(result.reasons(), [reason], "{row}:\n{result}");
+    }
+}
+
+#[test]
+fn a_td_that_outlived_an_update_of_its_module_is_told_to_relaunch() {
+    let endorsements = sim_collateral(&SIM.tcb_info(FROM, TO), &SIM.qe_identity(FROM, TO));
+    let judge = |launched: [u8; 16], now: [u8; 16], service_td: [u8; 48]| {
+        let mut unsigned = SIM.unsigned_quote_td15(&Td::default(), &[3; 64], now, service_td);
+        unsigned[54..70].copy_from_slice(&launched);
+        let quote = SIM.sign_quote(&unsigned).unwrap();
+        sim_judge(&quote, &endorsements, &Policy::default())
+    };
+    let (good, mut old, mut unknown) = (TEE_TCB_SVN, TEE_TCB_SVN, TEE_TCB_SVN);
+    old[0] = 2; // the module's own SVN
+    unknown[2] = 0;
+    for (row, launched, now, service_td, reasons) in [
+        ("current", good, good, [0; 48], vec![]),
+        (
+            "updated since",
+            old,
+            good,
+            [0; 48],
+            vec![Reason::TDRelaunchAdvised],
+        ),
+        ("never updated", old, old, [0; 48], vec![Reason::OutOfDate]),
+        (
+            "unknown now",
+            good,
+            unknown,
+            [0; 48],
+            vec![Reason::TcbUnrecognised],
+        ),
+        (
+            "a service TD",
+            good,
+            good,
+            [1; 48],
+            vec![Reason::ServiceTdPresent],
+        ),
+    ] {
+        let result = judge(launched, now, service_td);
+        assert_eq!(result.reasons(), reasons, "{row}:\n{result}");
     }
 }

@@ -26,7 +26,8 @@ const MR_SIGNER: [u8; 32] = [0xd1; 32];
 /// SVNs of the platform, of the TDX module, and of the quoting enclave.
 const CPU_SVN: [u8; 16] = [3, 3, 2, 2, 4, 1, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0];
 const PCE_SVN: u8 = 11;
-const TEE_TCB_SVN: [u8; 16] = [6, 1, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+/// SVNs of a simulated platform's TDX module.
+pub const TEE_TCB_SVN: [u8; 16] = [6, 1, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 const QE_SVN: u16 = 8;
 /// `FMSPC` of a simulated platform.
 pub const FMSPC: [u8; 6] = [0xfe, 0x51, 0x00, 0xd0, 0x00, 0x00];
@@ -259,6 +260,27 @@ impl TdxPlatform {
             put(body + 328 + 48 * n, rtmr);
         }
         put(body + 520, report_data);
+        quote
+    }
+
+    /// Header and body of a quote of version 5 with a TD 1.5 report: the SVNs that the module has now, and the hash of the
+    /// service TDs.
+    pub fn unsigned_quote_td15(
+        &self,
+        td: &Td,
+        report_data: &[u8; 64],
+        tee_tcb_svn2: [u8; 16],
+        mr_service_td: [u8; 48],
+    ) -> Vec<u8> {
+        let old = self.unsigned_quote(td, report_data);
+        let (header, body) = old.split_at(48);
+        let mut quote = header.to_vec();
+        quote[0] = 5;
+        quote.extend(3u16.to_le_bytes());
+        quote.extend(648u32.to_le_bytes());
+        quote.extend(body);
+        quote.extend(tee_tcb_svn2);
+        quote.extend(mr_service_td);
         quote
     }
 
