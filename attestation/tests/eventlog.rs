@@ -102,6 +102,49 @@ fn the_startup_locality_is_where_pcr_0_begins() {
 }
 
 #[test]
+fn a_real_firmwares_log_replays_to_the_values_that_its_tpm_had() {
+    let log = EventLog::parse(include_bytes!("vectors/tpm/glinux-alex-locality3.eventlog")).unwrap();
+    assert_eq!(log.startup_locality(), 3);
+    let registers = log.replay(HashAlg::Sha256).unwrap();
+    for (pcr, value) in [
+        (
+            0,
+            "0e5ea849d7647a1ac1becc096fee4df98f00f8015f934afadaab0b8aa20b38a5",
+        ),
+        (
+            1,
+            "9750400838980c9419764b9cf19c975c0e159c18ebe21cb897c6e834a8d8d433",
+        ),
+        (
+            2,
+            "970096d49105b0404999173e49c3f6b8597b9c4c5ff6a9e364b55ce01037578e",
+        ),
+        (
+            3,
+            "3d458cfe55cc03ea1f443f1562beec8df51c75e14a9fcf9a7234a13f198e7969",
+        ),
+        (
+            4,
+            "ddb124ca9013f1e42f98537f7f381e47c5e6caa988cf2b4088f452c5a8dd912d",
+        ),
+        (
+            5,
+            "fb58603615cfec59c0428e71913d30d45f38e4280380cc814135a7659c246b13",
+        ),
+        (
+            6,
+            "3d458cfe55cc03ea1f443f1562beec8df51c75e14a9fcf9a7234a13f198e7969",
+        ),
+        (
+            7,
+            "9d1be46302bc4f5055c90a0376d9142e397ca8744f387c9824170f1bc855fde5",
+        ),
+    ] {
+        assert_eq!(hex::encode(&registers[&pcr]), value, "PCR {pcr}");
+    }
+}
+
+#[test]
 fn every_truncation_is_refused_or_ends_between_two_records() {
     let (bytes, _) = sample();
     let ends = [

@@ -25,8 +25,12 @@ use crate::x509::{Cert, Crl, Path, PublicKey, dates, find_path, show_time};
 use crate::{Endorsements, Roots};
 
 const EXTENDED_KEY_USAGE_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.37");
-/// `tcg-kp-AIKCertificate`: the issuer says that this is a restricted key of a TPM.
-const AIK_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.23.133.8.3");
+/// What certificates of TPMs' own restricted keys say that they are for: `tcg-kp-AIKCertificate`, and
+/// `tcg-kp-EKCertificate`, which some clouds give to the attestation keys of their virtual TPMs.
+const TPM_KEY_OIDS: [ObjectIdentifier; 2] = [
+    ObjectIdentifier::new_unwrap("2.23.133.8.3"),
+    ObjectIdentifier::new_unwrap("2.23.133.8.1"),
+];
 
 /// A quote that a trusted attestation key signed, with the PCR values that it is about. Only [`authenticate`] and, for
 /// Azure, [`super::azure`] make one.
@@ -155,15 +159,19 @@ fn pcr_digest(quote: &Quote, signature: &Signature, pcrs: &PcrValues) -> Check {
     )
 }
 
-/// Who vouches for the key's attributes.
+/// Who vouches for the key's attributes. The key's own word doesn't count: a key that isn't restricted signs anything.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Vouched {
-    /// The policy, which names the key itself.
-    ByPin,
-    /// A certificate that says "attestation key".
-    ByAikCertificate,
-    /// Nobody.
+    /// The policy, by the TPM's name of the key, which is a digest of its attributes, too.
+    ByName,
+    /// The policy, by a digest of the bare key.
+    BySpki,
+    /// A certificate that says "key of a TPM".
+    ByCertificate,
+    /// Nobody, although the key is trusted.
     No,
+    /// The key isn't trusted in the first place.
+    Untrusted,
 }
 
 /// Whether the key is one that the policy names, or that a trusted root certifies.
@@ -182,22 +190,26 @@ fn trusted_key(
     };
     let mut checks = Vec::new();
     if let Some(pins) = &policy.allowed_aks {
-        let named = pins.iter().any(|pin| match pin {
-            AkPin::Name(name) => ak.name() == Some(name),
-            AkPin::Spki(digest) => ak.spki_sha256() == *digest,
-        });
+        let by_name = |pin: &AkPin| matches!(pin, AkPin::Name(name) if ak.name() == Some(name));
+        let by_spki = |pin: &AkPin| matches!(pin, AkPin::Spki(digest) if ak.spki_sha256() == *digest);
+        let vouched = match pins {
+            _ if pins.iter().any(by_name) => Vouched::ByName,
+            _ if pins.iter().any(by_spki) => Vouched::BySpki,
+            _ => Vouched::Untrusted,
+        };
+        let named = vouched != Vouched::Untrusted;
         let expected = format!("one of the {} keys that the policy names", pins.len());
         checks.push(Check::of(ID, named, Reason::AkMismatch, expected, found));
         let pinned = "the policy's own list says which keys are accepted";
         checks.push(Check::passed("authenticate.revocation", pinned));
         let trust = if named { Trust::Policy } else { Trust::None };
-        return (checks, trust, Vouched::ByPin);
+        return (checks, trust, vouched);
     }
     let own: Vec<&Cert> = pool.iter().filter(|cert| cert.key == ak.key).collect();
     if own.is_empty() {
         let why = format!("no certificate of the attestation key ({found}), and the policy names no keys");
         checks.push(Check::missing(ID, Reason::EndorsementsMissing, why));
-        return (checks, Trust::None, Vouched::No);
+        return (checks, Trust::None, Vouched::Untrusted);
     }
     let paths: Vec<_> = own
         .iter()
@@ -217,7 +229,7 @@ fn trusted_key(
                 &error.found,
             ));
         }
-        return (checks, Trust::None, Vouched::No);
+        return (checks, Trust::None, Vouched::Untrusted);
     };
     let names: Vec<&str> = path.certs.iter().map(|cert| cert.subject_cn.as_str()).collect();
     checks.push(Check::passed(ID, found));
@@ -227,24 +239,24 @@ fn trusted_key(
         Ok(vouched) => {
             checks.push(Check::passed(
                 "authenticate.certificate-usage",
-                "none, or attestation keys",
+                "none, or keys of TPMs",
             ));
             vouched
         }
         Err(what) => {
             let (id, expected) = (
                 "authenticate.certificate-usage",
-                "an attestation key (2.23.133.8.3)",
+                "a key of a TPM (2.23.133.8.3 or .1)",
             );
             checks.push(Check::of(id, false, Reason::ChainInvalid, expected, what));
-            Vouched::No
+            Vouched::Untrusted
         }
     };
     checks.push(revocation(path, endorsements, at));
     (checks, path.trust, vouched)
 }
 
-/// Extended key usage: where it is there, it must name attestation keys.
+/// Extended key usage: where it is there, it must name keys of TPMs.
 fn key_usage(cert: &Cert) -> Result<Vouched, &'static str> {
     use der::Decode;
     let Some(extension) = cert.extension(&EXTENDED_KEY_USAGE_OID) else {
@@ -252,8 +264,8 @@ fn key_usage(cert: &Cert) -> Result<Vouched, &'static str> {
     };
     let usage =
         ExtendedKeyUsage::from_der(extension).map_err(|_| "an extended key usage that can't be read")?;
-    if usage.0.contains(&AIK_OID) {
-        Ok(Vouched::ByAikCertificate)
+    if TPM_KEY_OIDS.iter().any(|oid| usage.0.contains(oid)) {
+        Ok(Vouched::ByCertificate)
     } else {
         Err("an extended key usage without it")
     }
@@ -262,24 +274,24 @@ fn key_usage(cert: &Cert) -> Result<Vouched, &'static str> {
 fn attributes(ak: &AttestationKey, vouched: Vouched) -> Check {
     const ID: &str = "authenticate.ak-attributes";
     let expected = "restricted, signs, doesn't decrypt, made in this TPM and fixed to it";
-    match (ak.wrong_attributes(), vouched) {
-        (Some(wrong), _) => {
-            let found = if wrong.is_empty() {
-                expected.to_owned()
-            } else {
-                wrong.join(", ")
-            };
-            Check::of(ID, wrong.is_empty(), Reason::AkAttributes, expected, found)
+    let shown = match ak.wrong_attributes() {
+        Some(wrong) if !wrong.is_empty() => {
+            return Check::of(ID, false, Reason::AkAttributes, expected, wrong.join(", "));
         }
-        (None, Vouched::ByAikCertificate) => {
-            Check::passed(ID, "its certificate says that it is an attestation key")
+        Some(_) => expected,
+        None => "not shown: the key came without its TPM form",
+    };
+    match vouched {
+        Vouched::ByName => Check::passed(ID, shown),
+        Vouched::ByCertificate => Check::passed(ID, "its certificate says that it is a key of a TPM"),
+        Vouched::BySpki => {
+            let why =
+                "the policy doesn't name the key by its TPM name: who named it vouches for its attributes";
+            Check::not_checked(ID, why, shown)
         }
-        (None, Vouched::ByPin) => {
-            let why = "the key came without its TPM attributes; who pinned it vouches for them";
-            Check::not_checked(ID, why, "")
-        }
-        (None, Vouched::No) => {
-            let why = "the key came without its TPM attributes, and no certificate says that it is an attestation key";
+        Vouched::Untrusted => Check::not_checked(ID, "the key isn't trusted", shown),
+        Vouched::No => {
+            let why = "neither the policy nor a certificate says that this is a restricted key of a TPM";
             Check::missing(ID, Reason::AkAttributes, why)
         }
     }

@@ -16,6 +16,7 @@ use base64::engine::general_purpose::STANDARD;
 use proptest::prelude::*;
 
 mod logs;
+mod real;
 mod reference;
 
 const AT: u64 = 1_788_220_800; // 2026-09-01
@@ -131,6 +132,9 @@ fn certified_keys_are_believed_as_far_as_the_root_is_named() {
     let other_usage = maker
         .certify(&tpm.spki().unwrap(), Some(&[1, 3, 6, 1, 5, 5, 7, 3, 1]))
         .unwrap();
+    let ek_usage = maker
+        .certify(&tpm.spki().unwrap(), Some(&[2, 23, 133, 8, 1]))
+        .unwrap();
     let no_usage = maker.certify(&tpm.spki().unwrap(), None).unwrap();
     let root = maker.root().to_vec();
     let root_digest: [u8; 32] = {
@@ -162,14 +166,12 @@ fn certified_keys_are_believed_as_far_as_the_root_is_named() {
 
     evidence.certificates = vec![other_usage, root.clone()];
     assert_eq!(verify(&evidence, &policy).reasons(), [Reason::ChainInvalid]);
-    // A bare key with a certificate that doesn't say "attestation key" might sign anything.
+    // A key with a certificate that doesn't say "key of a TPM" might sign anything, whatever it says of itself.
     evidence.certificates = vec![no_usage, root.clone()];
-    assert!(
-        verify(&evidence, &policy).is_verified(),
-        "the attributes are in the TPM's form of the key"
-    );
-    evidence.ak = tpm.spki().unwrap();
     assert_eq!(verify(&evidence, &policy).reasons(), [Reason::AkAttributes]);
+    evidence.certificates = vec![ek_usage, root.clone()];
+    assert!(verify(&evidence, &policy).is_verified());
+    evidence.ak = tpm.spki().unwrap();
     evidence.certificates = vec![certificate, root];
     assert!(verify(&evidence, &policy).is_verified());
 
