@@ -47,6 +47,24 @@ pub(crate) fn among<const N: usize>(
     }
 }
 
+/// Compares the expected launch binding with the contract id that salt and settings give: then the launch speaks of the
+/// settings, too.
+pub(crate) fn contract_id(policy: &Policy) -> Check {
+    const ID: &str = "appraise.contract-id";
+    match (policy.host_data, policy.salt, policy.settings) {
+        (_, None, _) => Check::not_checked(ID, "no salt was given: the id may stand for any settings", ""),
+        (Some(id), Some(salt), Some(settings)) => {
+            let derived = crate::contract_id(&salt, &settings);
+            let (expected, found) = (hex::encode(derived), hex::encode(id));
+            Check::of(ID, derived == id, Reason::ContractIdMismatch, expected, found)
+        }
+        (_, Some(_), _) => {
+            let why = "a salt needs the contract's id (host_data) and its settings beside it";
+            Check::missing(ID, Reason::ReferenceMissing, why)
+        }
+    }
+}
+
 /// Compares what the VM says it was set up with. The report binds that only through `REPORT_DATA`, which must therefore
 /// be asked for, too.
 pub(crate) fn settings(keys: &GuestKeys, policy: &Policy) -> Check {

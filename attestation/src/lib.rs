@@ -69,5 +69,5 @@ pub use kind::{AnyEvidence, AnyEvidenceError};
 pub use policy::{Policy, PolicyError, PolicyFile, Requirement};
 pub use result::{AttestationResult, Check, Grade, Outcome, Part, Reason, Trust, Verdict};
 pub use roots::{Roots, RootsError};
-pub use settings::{SETTINGS_DOMAIN, settings_digest};
+pub use settings::{CONTRACT_DOMAIN, SETTINGS_DOMAIN, contract_id, settings_digest};
 pub use verify::{refuse_malformed, unreadable, verify, verify_any, verify_composite};

@@ -26,6 +26,8 @@ pub struct Policy {
     /// What the VM must say it was set up with (see [`crate::settings_digest`]). Only evidence whose `REPORT_DATA` is
     /// compared shows it.
     pub settings: Option<[u8; 32]>,
+    /// The contract's salt: `host_data` must be [`crate::contract_id`] of it and `settings`.
+    pub salt: Option<[u8; 32]>,
     /// `FAMILY_ID`.
     pub family_id: Option<[u8; 16]>,
     /// `IMAGE_ID`.
@@ -118,6 +120,7 @@ impl Default for Policy {
             host_data: None,
             report_data: None,
             settings: None,
+            salt: None,
             family_id: None,
             image_id: None,
             allowed_id_keys: None,
@@ -167,6 +170,7 @@ pub struct PolicyFile {
     report_data: Option<String>,
     host_data: Option<String>,
     settings: Option<String>,
+    salt: Option<String>,
     family_id: Option<String>,
     image_id: Option<String>,
     id_keys: Option<Vec<String>>,
@@ -201,6 +205,7 @@ impl Policy {
             host_data: one("host_data", &file.host_data)?,
             report_data: one("report_data", &file.report_data)?,
             settings: one("settings", &file.settings)?,
+            salt: one("salt", &file.salt)?,
             family_id: one("family_id", &file.family_id)?,
             image_id: one("image_id", &file.image_id)?,
             allowed_id_keys: list("id_keys", &file.id_keys)?,

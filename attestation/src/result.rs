@@ -141,6 +141,8 @@ pub enum Reason {
     MeasurementMismatch,
     /// `HOST_DATA` isn't the expected one.
     HostDataMismatch,
+    /// The contract id doesn't stand for this salt and these settings.
+    ContractIdMismatch,
     /// The VM wasn't set up with the settings that were asked for.
     SettingsMismatch,
     /// The evidence doesn't say what the VM was set up with.

@@ -1,9 +1,28 @@
-//! What a tenant asked its VM to be set up with, as one digest.
+//! What a tenant asked its VM to be set up with, as one digest, and the contract id that commits to it.
+//!
+//! The contract id is the launch's `HOST_DATA` (TDX: `MRCONFIGID`). A guest that compares it with the settings it was
+//! given, before it applies any, can't be set up with others, whatever its host writes on the seed disk.
 
 use sha2::{Digest, Sha256};
 
 /// First bytes of what [`settings_digest`] hashes.
 pub const SETTINGS_DOMAIN: &[u8] = b"decent-cloud settings v1\0";
+
+/// First bytes of what [`contract_id`] hashes.
+pub const CONTRACT_DOMAIN: &[u8] = b"decent-cloud contract v1\0";
+
+/// The id of a contract: `SHA-256(domain ‖ salt ‖ settings)`.
+///
+/// `salt` makes it the contract's own: the ledger hashes its tip, who rents and what into it. `settings` is
+/// [`settings_digest`]. All three have 32 bytes, so nobody finds another salt and other settings for the same id.
+pub fn contract_id(salt: &[u8; 32], settings: &[u8; 32]) -> [u8; 32] {
+    Sha256::new()
+        .chain_update(CONTRACT_DOMAIN)
+        .chain_update(salt)
+        .chain_update(settings)
+        .finalize()
+        .into()
+}
 
 /// The digest of a tenant's settings: the SSH keys in their order, each without the white space around it, and the user
 /// data byte by byte.
@@ -55,6 +74,16 @@ mod tests {
         all.dedup();
         assert_eq!(all.len(), count);
         assert_eq!(digest(&[" a\n"], b"x"), digest(&["a"], b"x"));
+    }
+
+    #[test]
+    fn another_salt_and_other_settings_are_another_contract() {
+        let bytes = [&b"decent-cloud contract v1\0"[..], &[1; 32], &[2; 32]].concat();
+        let expected: [u8; 32] = Sha256::digest(bytes).into();
+        assert_eq!(contract_id(&[1; 32], &[2; 32]), expected);
+        for (salt, settings) in [(2, 1), (1, 1), (2, 2)] {
+            assert_ne!(contract_id(&[salt; 32], &[settings; 32]), expected);
+        }
     }
 
     #[test]

@@ -246,6 +246,7 @@ fn without_report(policy: &Policy, grade: Grade) -> Appraisal {
             Check::not_checked("authenticate.revocation", nothing, ""),
             Check::not_checked("appraise.report-data", "the keys are only the host's word", ""),
             Check::not_checked("appraise.host-data", nothing, ""),
+            Check::not_checked("appraise.contract-id", nothing, ""),
             Check::not_checked("appraise.measurement", nothing, ""),
             Check::not_checked("appraise.tcb-floor", nothing, ""),
         ]);

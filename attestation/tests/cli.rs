@@ -351,7 +351,9 @@ fn a_contracts_evidence_gives_pins_only_once_verified_and_bound() {
             b"#!/bin/sh\n",
         )),
     };
-    let (contract, nonce) = ([0xaa; 32], [0xbb; 32]);
+    let salt = [0xaa; 32];
+    let contract = attestation::contract_id(&salt, &guest_keys.settings.unwrap());
+    let nonce = [0xbb; 32];
     let binding = Binding {
         ledger: &[0, 0, 0, 0, 0, 0, 0, 2, 1, 1],
         contract,
@@ -373,7 +375,8 @@ fn a_contracts_evidence_gives_pins_only_once_verified_and_bound() {
     std::fs::write(file("root"), platform.root()).unwrap();
     let (evidence, root) = (file("evidence"), file("root"));
     let (hosts, pin) = (file("known_hosts"), file("pin"));
-    let (contract, nonce, measurement) = ("aa".repeat(32), "bb".repeat(32), "cc".repeat(48));
+    let (contract, salt) = (hex::encode(contract), hex::encode(salt));
+    let (nonce, measurement) = ("bb".repeat(32), "cc".repeat(48));
     let wrong = "bc".repeat(32);
     let base = |nonce: &str| -> Vec<String> {
         [
@@ -436,6 +439,22 @@ fn a_contracts_evidence_gives_pins_only_once_verified_and_bound() {
             ],
             1,
             vec!["SettingsMismatch"],
+        ),
+        (
+            vec!["--salt", &salt, "--ssh-key", &asked, "--user-data", &user_data],
+            0,
+            vec![],
+        ),
+        (
+            vec!["--salt", &wrong, "--ssh-key", &asked, "--user-data", &user_data],
+            1,
+            vec!["ContractIdMismatch"],
+        ),
+        // No keys and no user data means none, once there is a salt.
+        (
+            vec!["--salt", &salt],
+            1,
+            vec!["ContractIdMismatch", "SettingsMismatch"],
         ),
     ] {
         let (got, result) = with(

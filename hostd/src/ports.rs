@@ -174,6 +174,8 @@ pub struct Space {
 /// What the NoCloud seed disk of a VM says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SeedSpec {
+    /// The contract's salt.
+    pub salt: ledger::api::Digest32,
     /// OpenSSH public keys of the developer.
     pub ssh_public_keys: Vec<String>,
     /// cloud-init user data, verbatim.

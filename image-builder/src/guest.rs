@@ -16,6 +16,13 @@
 //! | `resolv.conf` | name servers |
 //! | `user-script` | what runs after the boot: a `#!` script, or `runcmd` as one |
 //!
+//! # What a confidential VM refuses
+//! The seed comes from the host, and the launch doesn't measure it. But the contract id does: it is the digest of a salt
+//! (`decent-cloud: {salt: …}` of meta-data), of the SSH keys and of user data ([`contract_id`]), and the VM's own report
+//! holds it as `HOST_DATA`. [`run`] compares the two before it writes a single file. A confidential VM whose seed says
+//! anything else, or that has no seed, or gets no report, is set up with nothing: the boot ends there, the VM powers off.
+//! Host name, names in the certificate, name servers and network are the host's to choose in any case.
+//!
 //! The digest covers the keys as meta-data lists them, also one that isn't installed because it is no key or a double,
 //! and the bytes of user data, also when they aren't honoured: whoever compares it with what was asked for knows that
 //! nothing else was let in. Keys in a cloud-config are part of user data. Only these three files of the seed are read.
@@ -36,7 +43,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use attestation::settings_digest;
+use attestation::{contract_id, settings_digest};
 use serde::Deserialize;
 
 /// The most that one file of the seed may hold, in bytes; hostd refuses more user data than this, too.
@@ -45,6 +52,17 @@ const FILE_BYTES_MAX: u64 = 64 * 1024;
 /// Why nothing of a seed could be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SeedError {
+    /// The seed isn't the one that this VM was launched for.
+    #[error(
+        "the seed is NOT the contract's: this VM was launched for {launched}, and {found}. Somebody changed SSH keys or \
+         user data on the way: nothing of it is applied"
+    )]
+    OtherContract {
+        /// The launch's `HOST_DATA`, in hex.
+        launched: String,
+        /// What the seed is for.
+        found: String,
+    },
     /// A result can't be written.
     #[error("cannot write {path}: {source}")]
     Write {
@@ -71,6 +89,7 @@ struct MetaData {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct DecentCloud {
+    salt: Option<String>,
     tls_names: Vec<String>,
 }
 
@@ -147,6 +166,7 @@ enum RunCmd {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Seed {
     settings: [u8; 32],
+    salt: Option<[u8; 32]>,
     instance_id: Option<String>,
     hostname: Option<String>,
     authorized_keys: Vec<String>,
@@ -168,7 +188,15 @@ struct NewFile {
 
 /// Reads the seed in `seed`, writes its parts into `out` and the tenant's `write_files` under `root`. Returns what was
 /// left out and why, a line each.
-pub fn run(seed: &Path, out: &Path, root: &Path) -> Result<Vec<String>, SeedError> {
+///
+/// `launched`: the contract id that the launch of this VM is bound to, from its own report. Of a seed for anything else
+/// not a byte is written. `None`: an ordinary VM, which has to believe its host.
+pub fn run(
+    seed: &Path,
+    out: &Path,
+    root: &Path,
+    launched: Option<[u8; 32]>,
+) -> Result<Vec<String>, SeedError> {
     let mut parsed = Seed::default();
     let meta_data = parsed.read_file(seed, "meta-data");
     let network = parsed.read_file(seed, "network-config");
@@ -176,6 +204,9 @@ pub fn run(seed: &Path, out: &Path, root: &Path) -> Result<Vec<String>, SeedErro
     let meta_data = parsed.text("meta-data", meta_data);
     let keys = parsed.meta_data(&meta_data);
     parsed.settings = settings_digest(keys.iter().map(String::as_str), &user_data);
+    if let Some(id) = launched {
+        parsed.is_for(&id)?;
+    }
     let network = parsed.text("network-config", network);
     parsed.network(&network);
     let user_data = parsed.text("user-data", user_data);
@@ -236,6 +267,25 @@ impl Seed {
         })
     }
 
+    /// Whether salt, keys and user data give the contract id of the launch, which then is the instance id, too.
+    fn is_for(&mut self, launched: &[u8; 32]) -> Result<(), SeedError> {
+        let derived = self.salt.map(|salt| contract_id(&salt, &self.settings));
+        if derived == Some(*launched) {
+            self.instance_id = Some(hex::encode(launched));
+            return Ok(());
+        }
+        Err(SeedError::OtherContract {
+            launched: hex::encode(launched),
+            found: match derived {
+                Some(id) => format!(
+                    "the seed's salt, keys and user data are those of {}",
+                    hex::encode(id)
+                ),
+                None => "there is no seed with a salt".to_owned(),
+            },
+        })
+    }
+
     /// Returns the SSH keys as they are listed.
     fn meta_data(&mut self, text: &str) -> Vec<String> {
         let meta: MetaData = self.yaml("meta-data", text);
@@ -252,6 +302,12 @@ impl Seed {
         }
         self.set_hostname(meta.local_hostname, "meta-data: local-hostname");
         self.add_keys(&meta.public_keys, "meta-data: public-keys");
+        if let Some(salt) = meta.decent_cloud.salt {
+            self.salt = hex::decode(salt).ok().and_then(|salt| salt.try_into().ok());
+            if self.salt.is_none() {
+                self.warn("meta-data: decent-cloud: the salt isn't 64 hexadecimal digits");
+            }
+        }
         for name in meta.decent_cloud.tls_names.into_iter().take(64) {
             if is_dns_name(name.strip_prefix("*.").unwrap_or(&name)) {
                 self.tls_names.push(name);

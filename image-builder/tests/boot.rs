@@ -7,11 +7,14 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use attestation::agent::report::{certificate_table, simulator_answer, simulator_question};
+use attestation::agent::{Deframer, SIMULATOR_PORT, frame};
+use attestation::sim::{Launch, Platform};
 use image_builder::manifest::Manifest;
 
 /// Generous: a starved two-core machine takes 20 s, an idle one 5 s.
@@ -57,7 +60,11 @@ struct Machine {
     ssh_port: u16,
     tls_port: u16,
     qemu: Option<Child>,
+    /// `HOST_DATA` of a simulated SNP machine; `None`: a plain one.
+    launched: Option<[u8; 32]>,
 }
+
+const SALT: [u8; 32] = [7; 32];
 
 impl Drop for Machine {
     fn drop(&mut self) {
@@ -84,6 +91,7 @@ impl Machine {
             ssh_port: free_port(),
             tls_port: free_port(),
             qemu: None,
+            launched: None,
         };
         tool(
             "ssh-keygen",
@@ -93,8 +101,9 @@ impl Machine {
         let key = fs::read_to_string(machine.path("key.pub")).unwrap();
         let meta_data = format!(
             "instance-id: \"{CONTRACT}\"\nlocal-hostname: \"vm-00112233\"\npublic-keys:\n  - \"{}\"\n\
-             decent-cloud:\n  tls_names:\n    - \"web.provider.test\"\n",
-            key.trim()
+             decent-cloud:\n  salt: \"{}\"\n  tls_names:\n    - \"web.provider.test\"\n",
+            key.trim(),
+            "07".repeat(32)
         );
         let network = "version: 2\nethernets:\n  eth0:\n    match:\n      macaddress: \"02:dc:00:00:00:05\"\n    \
              addresses:\n      - \"10.0.2.15/32\"\n    routes:\n      - to: \"0.0.0.0/0\"\n        via: \"10.0.2.2\"\n        \
@@ -131,8 +140,73 @@ impl Machine {
         String::from_utf8_lossy(&fs::read(self.path("console")).unwrap_or_default()).into_owned()
     }
 
+    /// The contract that the seed is for, if its user data is this.
+    fn contract(&self, user_data: &str) -> [u8; 32] {
+        let key = fs::read_to_string(self.path("key.pub")).unwrap();
+        let settings = attestation::settings_digest([key.as_str()].into_iter(), user_data.as_bytes());
+        attestation::contract_id(&SALT, &settings)
+    }
+
+    /// A simulated chip that says it launched this VM for `host_data`, behind a socket.
+    fn start_chip(&self, host_data: [u8; 32]) {
+        let listener = UnixListener::bind(self.path("chip")).unwrap();
+        std::thread::spawn(move || {
+            let platform = Platform::create().unwrap();
+            let launch = Launch {
+                measurement: [1; 48],
+                host_data,
+                policy: 0x3_0000,
+            };
+            let (mut guest, _) = listener.accept().unwrap();
+            let (mut frames, mut buffer) = (Deframer::new(), [0; 4096]);
+            while let Ok(len @ 1..) = guest.read(&mut buffer) {
+                frames.push(&buffer[..len]);
+                while let Some(next) = frames.next_frame() {
+                    let question = simulator_question(&next.unwrap()).unwrap();
+                    let report = platform.report(&launch, &question).unwrap();
+                    let table = certificate_table(&platform.certificates());
+                    guest
+                        .write_all(&frame(&simulator_answer(&report, &table)))
+                        .unwrap();
+                }
+            }
+        });
+    }
+
     /// Starts the machine and waits until the agent answers.
     fn boot(&mut self) {
+        self.start();
+        let start = Instant::now();
+        while self.ask(&[0x82, 1, 0]).is_none() {
+            let ended = self.qemu.as_mut().unwrap().try_wait().unwrap();
+            assert!(ended.is_none(), "QEMU ended with {ended:?}:\n{}", self.console());
+            assert!(
+                start.elapsed() < BOOT_TIME_MAX,
+                "the agent never answered:\n{}",
+                self.console()
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        println!("agent answered after {:.1} s", start.elapsed().as_secs_f64());
+    }
+
+    /// Starts the machine, which must power off by itself, and never let its agent answer.
+    fn boot_refused(&mut self) {
+        self.start();
+        let mut qemu = self.qemu.take().unwrap();
+        let start = Instant::now();
+        while qemu.try_wait().unwrap().is_none() {
+            let answered = self.ask(&[0x82, 1, 0]).is_some();
+            if answered || start.elapsed() > BOOT_TIME_MAX {
+                let _ = (qemu.kill(), qemu.wait());
+                panic!("answered: {answered}, and not off:\n{}", self.console());
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        println!("refused after {:.1} s", start.elapsed().as_secs_f64());
+    }
+
+    fn start(&mut self) {
         let (image, manifest) = image();
         let file = |name: &str| image.join(name).to_str().unwrap().to_owned();
         let drive = |id: &str, image: &str, mode: &str| {
@@ -188,28 +262,27 @@ impl Machine {
             "-device",
             "virtserialport,chardev=agent,name=org.decentcloud.agent.0",
         ]);
+        if let Some(host_data) = self.launched {
+            self.start_chip(host_data);
+            qemu.args(["-chardev", &format!("socket,id=chip,path={}", self.path("chip"))]);
+            qemu.args([
+                "-device",
+                &format!("virtserialport,chardev=chip,name={SIMULATOR_PORT}"),
+            ]);
+        }
         let qemu = qemu
             .spawn()
             .unwrap_or_else(|error| panic!("{error}; apt-get install qemu-system-x86"));
         self.qemu = Some(qemu);
-        let start = Instant::now();
-        while self.ask(&[0x82, 1, 0]).is_none() {
-            let ended = self.qemu.as_mut().unwrap().try_wait().unwrap();
-            assert!(ended.is_none(), "QEMU ended with {ended:?}:\n{}", self.console());
-            assert!(
-                start.elapsed() < BOOT_TIME_MAX,
-                "the agent never answered:\n{}",
-                self.console()
-            );
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        println!("agent answered after {:.1} s", start.elapsed().as_secs_f64());
     }
 
     /// Sends one request (CBOR) to the agent in a fresh connection; `None` when nothing whole comes back in time.
     fn ask(&self, request: &[u8]) -> Option<Vec<u8>> {
         let mut socket = UnixStream::connect(self.path("agent")).ok()?;
-        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let patience = if self.qemu.is_some() { 5 } else { 1 };
+        socket
+            .set_read_timeout(Some(Duration::from_secs(patience)))
+            .unwrap();
         let length = u32::try_from(request.len()).unwrap().to_be_bytes();
         socket.write_all(&[b"DCA1", &length[..], request].concat()).ok()?;
         let mut head = [0; 8];
@@ -352,4 +425,36 @@ fn a_disk_that_holds_something_unknown_is_left_alone() {
         fs::read(machine.path("data.img")).unwrap() == disk,
         "the disk was changed"
     );
+}
+
+/// The host writes the seed disk. A VM whose launch is bound to a contract takes only that contract's.
+#[test]
+fn a_confidential_machine_powers_off_when_its_host_swapped_the_seed_and_comes_up_when_not() {
+    const USER_DATA: &str = "#!/bin/sh\necho user data ran >/dev/console\n";
+    let mut honest = Machine::new(USER_DATA);
+    honest.launched = Some(honest.contract(USER_DATA));
+    honest.boot();
+    let evidence = honest.evidence();
+    let contract = honest.contract(USER_DATA);
+    let holds = |bytes: &[u8]| evidence.windows(bytes.len()).any(|w| w == bytes);
+    assert!(holds(&contract), "the report is bound to the contract");
+    drop(honest);
+
+    // The contract of another key (each machine makes its own): what a host does who writes its key into the seed.
+    let mut swapped = Machine::new(USER_DATA);
+    swapped.launched = Some(contract);
+    swapped.boot_refused();
+    let console = swapped.console();
+    assert!(
+        console.contains("REFUSED: the seed is NOT the contract's")
+            && console.contains(&hex::encode(contract)),
+        "{console}"
+    );
+    for service in ["network", "keys", "ready", "user data"] {
+        assert!(
+            !console.contains(&format!("decent-cloud: {service}")),
+            "{service} came up:\n{console}"
+        );
+    }
+    assert!(!console.contains("user data ran"), "{console}");
 }

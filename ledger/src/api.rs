@@ -461,8 +461,11 @@ pub struct Escrow {
 /// A contract as the ledger keeps it. `user_data` is only shown to its host and its developer.
 #[derive(Clone, Debug, PartialEq, Eq, CandidType, Serialize, Deserialize)]
 pub struct Contract {
-    /// Its name.
+    /// Its name: `attestation::contract_id` of `salt` and of the digest of SSH keys and user data, so that a launch that
+    /// is bound to it is bound to them.
     pub id: ContractId,
+    /// What makes the id unique beside the settings.
+    pub salt: Digest32,
     /// Who rents.
     pub developer: Principal,
     /// From whom.

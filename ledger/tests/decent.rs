@@ -450,6 +450,22 @@ fn a_developer_rents_watches_extends_and_cancels_and_the_money_adds_up() {
         "{page}"
     );
     assert_eq!(std::fs::read(&file).unwrap(), evidence.to_cbor());
+    // The line to paste names every check that this contract can have.
+    let keys = std::fs::read_to_string(format!("{file}.ssh-keys")).unwrap_or_default();
+    assert_eq!(keys.lines().collect::<Vec<_>>(), contract.args.ssh_public_keys);
+    let settings = attestation::settings_digest(keys.lines(), &contract.args.user_data);
+    assert_eq!(
+        attestation::contract_id(&contract.salt.0, &settings),
+        contract.id.0
+    );
+    let mut line = format!(" --min-grade host-signed --salt {}", contract.salt);
+    if !contract.args.ssh_public_keys.is_empty() {
+        line += &format!(" --ssh-key {file}.ssh-keys");
+    }
+    if !contract.args.user_data.is_empty() {
+        line += &format!(" --user-data {file}.user-data");
+    }
+    assert!(page.contains(&format!("{line}\n")), "{page}");
     let record: EvidenceRecord = world.json(&["evidence", &id]);
     assert_eq!(record.nonce, nonce);
     assert!(

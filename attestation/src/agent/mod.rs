@@ -18,6 +18,8 @@
 
 mod frame;
 #[cfg(any(feature = "agent", feature = "sim"))]
+pub mod platform;
+#[cfg(any(feature = "agent", feature = "sim"))]
 pub mod report;
 #[cfg(feature = "agent")]
 pub mod serve;

@@ -2,6 +2,8 @@
 //! testing/configfs-tsm-report`), or, in a simulated VM, the simulator's virtio-serial port. No ioctl, no `unsafe`.
 //!
 //! A TD's firmware leaves its event log where ACPI's CCEL table says; the kernel shows it as a file.
+//!
+//! [`Platform`] decides whom to ask: a VM whose memory is protected never asks a port that its host gave it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -11,14 +13,15 @@ use std::time::{Duration, Instant};
 
 use minicbor::Decoder;
 
+use super::platform::{Platform, PlatformError};
 use super::{Deframer, SIMULATOR_PORT, frame};
 use crate::CpuEvidence;
 use crate::cbor::Writer;
 use crate::evidence::EVENT_LOG_LEN_MAX;
+use crate::snp::Report;
 
 const TSM: &str = "/sys/kernel/config/tsm/report";
 const CCEL: &str = "/sys/firmware/acpi/tables/data/CCEL";
-const TDX_DEVICE: &str = "/dev/tdx_guest";
 /// How many bytes of a CCEL area's padding are kept: the last record's data may end with the same byte.
 const CCEL_PADDING: usize = 64;
 /// One entry of the certificate table of an extended guest request (AMD 56421, GHCB, 4.1.8.1): GUID, offset, length.
@@ -50,28 +53,46 @@ pub enum ReportError {
     /// Another kind of platform.
     #[error("the kernel's report provider is {0:?}; this agent knows sev_guest and tdx_guest")]
     Provider(String),
+    /// A quote comes by way of the host, so inside the VM it says nothing before somebody verified it.
+    #[error("this is a TDX guest, and this image can't read MRCONFIGID from the TDX module yet")]
+    LaunchOfTdx,
+    /// Unknown whom to ask.
+    #[error(transparent)]
+    Platform(#[from] PlatformError),
     /// The answer is not one.
     #[error("the platform's answer is malformed")]
     Malformed,
 }
 
-impl ReportSource {
-    /// What this VM has; `None`: nothing, an ordinary VM.
-    pub fn find() -> Option<Self> {
-        if Path::new(TSM).is_dir() {
-            Some(Self::ConfigfsTsm)
-        } else if Path::new("/dev/virtio-ports").join(SIMULATOR_PORT).exists() {
-            Some(Self::Simulator)
-        } else {
-            None
-        }
+/// What this VM's launch was bound to: `HOST_DATA` of a fresh report. `None`: an ordinary VM, of which nobody knows.
+///
+/// The report's signature isn't checked. On SEV-SNP none is needed: kernel and chip speak over a channel whose key the
+/// launch gave to this VM alone (AMD 56860, guest messages), so the host can drop an answer, but can't make one.
+pub fn host_data() -> Result<Option<[u8; 32]>, ReportError> {
+    let source = match Platform::detect()? {
+        Platform::SevSnp => ReportSource::ConfigfsTsm,
+        Platform::Tdx => return Err(ReportError::LaunchOfTdx),
+        Platform::Simulated => ReportSource::Simulator,
+        Platform::Plain => return Ok(None),
+    };
+    let question = [0; 64];
+    let CpuEvidence::SevSnp { report, .. } = source.report(&question)? else {
+        return Err(ReportError::Malformed);
+    };
+    let report = Report::parse(&report).map_err(|_| ReportError::Malformed)?;
+    if report.report_data() != question {
+        return Err(ReportError::Malformed);
     }
+    Ok(Some(report.host_data()))
+}
 
-    /// What kind of platform answers there, for people.
-    pub fn platform(self) -> &'static str {
-        match self {
-            Self::ConfigfsTsm if Path::new(TDX_DEVICE).exists() => "tdx",
-            Self::ConfigfsTsm | Self::Simulator => "sev-snp",
+impl ReportSource {
+    /// Whom a VM of this kind asks; `None`: nobody, it is an ordinary one.
+    pub fn of(platform: Platform) -> Option<Self> {
+        match platform {
+            Platform::SevSnp | Platform::Tdx => Some(Self::ConfigfsTsm),
+            Platform::Simulated => Some(Self::Simulator),
+            Platform::Plain => None,
         }
     }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use der::{Decode, Encode};
 use x509_cert::Certificate;
 
+use super::platform::Platform;
 use super::report::{self, ReportSource};
 use super::{Deframer, Request, RequestBody, Response, ResponseBody, frame};
 use crate::{Binding, Evidence, GuestKeys};
@@ -144,9 +145,12 @@ fn answer(body: RequestBody, keys: &KeyFiles) -> Result<ResponseBody, AgentError
     match body {
         RequestBody::Hello => Ok(ResponseBody::Hello {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            platform: ReportSource::find()
-                .map_or("none", ReportSource::platform)
-                .to_owned(),
+            platform: match Platform::detect().map_err(report::ReportError::from)? {
+                Platform::SevSnp | Platform::Simulated => "sev-snp",
+                Platform::Tdx => "tdx",
+                Platform::Plain => "none",
+            }
+            .to_owned(),
         }),
         RequestBody::Evidence {
             ledger,
@@ -160,7 +164,8 @@ fn answer(body: RequestBody, keys: &KeyFiles) -> Result<ResponseBody, AgentError
                 nonce,
             }
             .report_data(&guest_keys);
-            let cpu = match ReportSource::find() {
+            let platform = Platform::detect().map_err(report::ReportError::from)?;
+            let cpu = match ReportSource::of(platform) {
                 Some(source) => source.report(&report_data)?,
                 None => crate::CpuEvidence::None,
             };

@@ -12,8 +12,8 @@ use crate::result::{Check, Reason};
 const DEBUG: u64 = 1 << 19;
 const MIGRATE_MA: u64 = 1 << 18;
 
-/// Ids of all checks that [`appraise`] and [`crate::compare::settings`] make, so that a report which can't be appraised names them too.
-pub(crate) const CHECKS: [&str; 19] = [
+/// Ids of all checks that are made of an authentic report, so that a report which can't be appraised names them too.
+pub(crate) const CHECKS: [&str; 20] = [
     "appraise.report-data",
     "appraise.host-data",
     "appraise.measurement",
@@ -32,6 +32,7 @@ pub(crate) const CHECKS: [&str; 19] = [
     "appraise.tcb-floor",
     "appraise.firmware",
     "appraise.mitigations",
+    "appraise.contract-id",
     "appraise.settings",
 ];
 

@@ -70,6 +70,7 @@ pub(crate) fn verify(
     match &authentication.authentic {
         Some(authentic) => {
             checks.extend(appraise(authentic, policy));
+            checks.push(crate::compare::contract_id(policy));
             checks.push(crate::compare::settings(keys, policy));
             warnings.extend(appraise::warnings(authentic));
         }

@@ -85,6 +85,7 @@ pub(crate) fn verify(
             event_log.into_iter().chain(given),
             quote.body().rtmrs(),
         ));
+        checks.push(crate::compare::contract_id(policy));
         checks.push(crate::compare::settings(keys, policy));
         if let Some(tcb) = tcb {
             claims["tcb"] = json!({
@@ -110,7 +111,7 @@ fn unappraised() -> impl Iterator<Item = Check> {
     let not = |id| Check::not_checked(id, "the quote isn't authentic, so what it says doesn't count", "");
     appraise::CHECKS
         .into_iter()
-        .chain(["appraise.event-log", "appraise.settings"])
+        .chain(["appraise.event-log", "appraise.contract-id", "appraise.settings"])
         .map(not)
 }
 

@@ -2,7 +2,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `meta-data` | instance id (= contract id), host name, SSH public keys, and `decent-cloud`: contract and TLS names |
+//! | `meta-data` | instance id (= contract id), host name, SSH public keys, and `decent-cloud`: contract, salt, TLS names |
 //! | `user-data` | the tenant's bytes, verbatim |
 //! | `network-config` | version 2: one interface matched by MAC, a /32 address, an on-link default route, name servers |
 //!
@@ -11,9 +11,9 @@
 //! ([`Seed::new`] refuses the rest), so that a guest without a YAML parser can read them with `sed`. The same input
 //! gives the same bytes: no clock, no random volume id.
 //!
-//! Nothing here is secret and nothing here is measured. What binds a confidential VM to its contract is `HOST_DATA`, not
-//! this file; but the guest's evidence says which keys and user data it found here, so they must be the contract's, in
-//! its order.
+//! Nothing here is secret and nothing here is measured. But a confidential VM knows its contract id from the launch
+//! (`HOST_DATA`), and the id is a digest of the salt, the keys and the user data (`attestation::contract_id`): it powers
+//! off when those found here don't give that id. So they must be the contract's, the keys in its order.
 
 mod fat;
 #[cfg(test)]
@@ -24,7 +24,7 @@ use std::net::Ipv4Addr;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use ledger::api::{ContractId, USER_DATA_MAX};
+use ledger::api::{ContractId, Digest32, USER_DATA_MAX};
 
 /// Most SSH keys in one seed (the ledger's own bound).
 pub const SSH_KEYS_MAX: usize = 16;
@@ -51,6 +51,8 @@ const SSH_KEY_TYPES: [&str; 7] = [
 pub struct SeedSpec {
     /// The contract: becomes the instance id.
     pub contract: ContractId,
+    /// The contract's salt.
+    pub salt: Digest32,
     /// OpenSSH public keys, one a line, `type base64 [comment]`.
     pub public_keys: Vec<String>,
     /// DNS names that are routed to the VM; the guest makes its certificate for them.
@@ -148,6 +150,7 @@ impl Seed {
         list(&mut out, "", "public-keys", &self.0.public_keys);
         out.push_str("decent-cloud:\n");
         line(&mut out, format_args!("  contract: \"{id}\""));
+        line(&mut out, format_args!("  salt: \"{}\"", self.0.salt));
         list(&mut out, "  ", "tls_names", &self.0.tls_names);
         out
     }

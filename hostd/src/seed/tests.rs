@@ -14,6 +14,7 @@ const KEY: &str =
 fn spec() -> SeedSpec {
     SeedSpec {
         contract: Bytes([0xAB; 32]),
+        salt: Bytes([0xCD; 32]),
         public_keys: vec![KEY.into()],
         tls_names: vec!["abababab.cloud.example".into(), "www.example.org".into()],
         user_data: b"#!/bin/sh\necho \"hi\"\t\\ \xff\n".to_vec(),

@@ -177,6 +177,7 @@ impl HostFacts {
     /// What the seed disk says.
     pub fn seed(&self, contract: &Contract, nic: Nic) -> SeedSpec {
         SeedSpec {
+            salt: contract.salt,
             ssh_public_keys: contract.args.ssh_public_keys.clone(),
             user_data: contract.args.user_data.clone(),
             hostname: format!("vm-{}", contract.id.short()),

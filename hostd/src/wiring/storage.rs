@@ -69,6 +69,7 @@ impl StoragePort for Storage {
     async fn write_seed(&self, id: ContractId, seed: &SeedSpec, uid: u32) -> Result<PathBuf, StorageError> {
         let spec = crate::seed::SeedSpec {
             contract: id,
+            salt: seed.salt,
             public_keys: seed.ssh_public_keys.clone(),
             tls_names: seed.tls_names.clone(),
             user_data: seed.user_data.clone(),

@@ -25,6 +25,7 @@ pub fn request(id: ContractId, developer: u8) -> Contract {
     let key = Principal::from_slice(&[developer, 1]);
     Contract {
         id,
+        salt: id,
         developer: key,
         provider: Principal::from_slice(&[200, 1]),
         host: Principal::from_slice(&[201, 1]),

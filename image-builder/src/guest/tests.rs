@@ -15,6 +15,7 @@ fn seed(files: &[(&str, &str)]) -> (tempfile::TempDir, Vec<String>) {
         &dir.path().join("seed"),
         &dir.path().join("out"),
         &dir.path().join("root"),
+        None,
     )
     .unwrap();
     (dir, warnings)
@@ -63,7 +64,13 @@ fn the_digest_covers_every_key_and_every_byte_of_user_data() {
         fs::write(dir.path().join("user-data"), data).unwrap();
         // What cloud-init would honour, too, and nobody here reads.
         fs::write(dir.path().join("vendor-data"), "#!/bin/sh\n").unwrap();
-        run(dir.path(), &dir.path().join("out"), &dir.path().join("root")).unwrap();
+        run(
+            dir.path(),
+            &dir.path().join("out"),
+            &dir.path().join("root"),
+            None,
+        )
+        .unwrap();
         fs::read_to_string(dir.path().join("out/settings-digest")).unwrap()
     };
     let asked = |keys: &[&str], data: &[u8]| hex::encode(settings_digest(keys.iter().copied(), data)) + "\n";
@@ -176,4 +183,63 @@ fn bad_parts_cost_only_themselves() {
             assert_eq!(out(&dir, "instance-id"), "good", "{row}");
         }
     }
+}
+
+/// A confidential VM: what its launch is bound to decides, before anything is written.
+#[test]
+fn a_seed_for_another_contract_is_refused_whole_and_nothing_of_it_is_written() {
+    let host = KEY.replace("dev@example", "host@example");
+    let files = "#cloud-config\nwrite_files:\n- {path: /etc/x, content: x}\n";
+    let salt = [7; 32];
+    let contract = contract_id(&salt, &settings_digest([KEY].into_iter(), files.as_bytes()));
+    let bound = |salt: Option<&str>, keys: &[&str], user_data: &str, launched: [u8; 32]| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut meta: String = keys.iter().map(|key| format!("  - \"{key}\"\n")).collect();
+        meta = format!("instance-id: lie\nlocal-hostname: vm\npublic-keys:\n{meta}");
+        meta += &salt.map_or_else(String::new, |salt| format!("decent-cloud:\n  salt: \"{salt}\"\n"));
+        fs::write(dir.path().join("meta-data"), meta).unwrap();
+        fs::write(dir.path().join("user-data"), user_data).unwrap();
+        let (out, root) = (dir.path().join("out"), dir.path().join("root"));
+        let result = run(dir.path(), &out, &root, Some(launched));
+        let written = out.exists() || root.exists();
+        (
+            result.map(|_| fs::read_to_string(out.join("instance-id")).unwrap()),
+            written,
+        )
+    };
+    let salt = hex::encode(salt);
+    let (id, _) = bound(Some(&salt), &[KEY], files, contract);
+    assert_eq!(
+        id.unwrap(),
+        hex::encode(contract),
+        "the launch's id, not the seed's"
+    );
+    for (what, salt, keys, user_data, launched) in [
+        ("a key more", Some(&*salt), &[KEY, &host][..], files, contract),
+        ("another key", Some(&*salt), &[&host], files, contract),
+        ("no key", Some(&*salt), &[], files, contract),
+        (
+            "other user data",
+            Some(&*salt),
+            &[KEY],
+            "#!/bin/sh\nevil\n",
+            contract,
+        ),
+        ("no user data", Some(&*salt), &[KEY], "", contract),
+        ("another salt", Some(&*"08".repeat(32)), &[KEY], files, contract),
+        ("a short salt", Some("07"), &[KEY], files, contract),
+        ("no salt", None, &[KEY], files, contract),
+        ("a launch for nobody", Some(&*salt), &[KEY], files, [0; 32]),
+    ] {
+        let (result, written) = bound(salt, keys, user_data, launched);
+        let why = result.unwrap_err().to_string();
+        assert!(
+            why.contains("NOT the contract's") && why.contains(&hex::encode(launched)),
+            "{what}: {why}"
+        );
+        assert!(!written, "{what}");
+    }
+    let empty = tempfile::tempdir().unwrap();
+    let out = empty.path().join("out");
+    assert!(run(&empty.path().join("none"), &out, empty.path(), Some(contract)).is_err() && !out.exists());
 }

@@ -2,23 +2,18 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Instant;
-
-use anyhow::{Context, Result, ensure};
-use ledger::api::{ContractId, Digest32, EvidenceRecord};
 
 use super::Job;
 use super::contract::{Rented, leased};
 use super::setting::{Ledger, Party};
 use super::world::{self, Place};
+use anyhow::{Context, Result, ensure};
 
 /// What a verdict gives to its developer.
 pub struct Access {
-    /// The evidence that was verified, as a file.
-    pub evidence: PathBuf,
-    /// The nonce that it is bound to.
-    pub nonce: Digest32,
+    /// What `attest` was called with to verify the evidence, but for the test root and the pins.
+    pub verify: Vec<String>,
     /// `known_hosts` with the attested SSH host key.
     pub known_hosts: PathBuf,
     /// curl's pin of the attested TLS key.
@@ -35,7 +30,7 @@ impl Job {
         let started = Instant::now();
         self.report.heading("step 8", "alice verifies the evidence alone");
         let access = self.verify(ledger, &ledger.alice, rented)?;
-        self.refuses_without_test_root(ledger, rented, &access)?;
+        self.refuses_without_test_root(&access)?;
         self.report.done(
             "8",
             "evidence verified by the developer alone (test-root)",
@@ -53,13 +48,13 @@ impl Job {
         };
         let evidence = self.world.path(&format!("evidence-{}.cbor", rented.id.short()));
         let file = evidence.display().to_string();
-        self.run(self.decent(ledger, party, &["evidence", &id, "--out", &file])?)?;
-        let record: EvidenceRecord =
-            self.json(self.decent(ledger, party, &["--json", "evidence", &id])?)?;
+        let page = self.run(self.decent(ledger, party, &["evidence", &id, "--out", &file])?)?;
+        self.report.say(page.trim_end());
+        let verify = pasted(&page, rented)?;
         let known_hosts = self.world.path(&format!("known_hosts-{}", party.name));
         let pin = self.world.path(&format!("tls-pin-{}", party.name));
-        let mut command = self.attest_verify(ledger, &rented.id, &record.nonce, rented, &evidence)?;
-        command.arg("--trust-root").arg(&ledger.test_root);
+        let mut command = self.program(Place::Internet, "attest")?;
+        command.args(&verify).arg("--trust-root").arg(&ledger.test_root);
         command.args(["--known-hosts", &format!("{}:{port}", address.address)]);
         command
             .arg("--out-known-hosts")
@@ -71,12 +66,19 @@ impl Job {
             page.contains("test-root"),
             "a verdict under a test root must say so:\n{page}"
         );
+        for check in [
+            "appraise.contract-id",
+            "appraise.settings",
+            "appraise.measurement",
+        ] {
+            let passed = |line: &str| line.contains(check) && line.trim_start().starts_with("ok ");
+            ensure!(page.lines().any(passed), "{check} wasn't made:\n{page}");
+        }
         self.report.say(page.trim_end());
         let name = address.names.last().context("no name is routed")?.clone();
         let tls_pin = fs::read_to_string(&pin)?.trim().to_owned();
         Ok(Access {
-            evidence,
-            nonce: record.nonce,
+            verify,
             known_hosts,
             tls_pin,
             ssh: (address.address, port),
@@ -84,29 +86,9 @@ impl Job {
         })
     }
 
-    /// The command that any stranger would run.
-    pub(super) fn attest_verify(
-        &self,
-        ledger: &Ledger,
-        contract: &ContractId,
-        nonce: &Digest32,
-        rented: &Rented,
-        evidence: &Path,
-    ) -> Result<Command> {
+    fn refuses_without_test_root(&self, access: &Access) -> Result<()> {
         let mut command = self.program(Place::Internet, "attest")?;
-        command
-            .arg("verify")
-            .arg(evidence)
-            .args(["--ledger", &ledger.id.to_text()]);
-        command.args(["--contract", &contract.to_string(), "--nonce", &nonce.to_string()]);
-        command.args(["--measurement", &rented.measurement.to_string()]);
-        command.arg("--ssh-key").arg(rented.ssh_key.with_extension("pub"));
-        command.arg("--user-data").arg(&rented.user_data);
-        Ok(command)
-    }
-
-    fn refuses_without_test_root(&self, ledger: &Ledger, rented: &Rented, access: &Access) -> Result<()> {
-        let mut command = self.attest_verify(ledger, &rented.id, &access.nonce, rented, &access.evidence)?;
+        command.args(&access.verify);
         let output = world::output(&mut command)?;
         ensure!(
             output.status.code() == Some(1),
@@ -237,4 +219,43 @@ impl Job {
         );
         Ok(())
     }
+}
+
+/// The words of the line that `decent evidence` prints for pasting, which must name everything that can be checked, as the
+/// developer knows it.
+fn pasted(page: &str, rented: &Rented) -> Result<Vec<String>> {
+    let line = page
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("attest verify"));
+    let line = line.with_context(|| format!("no line to paste:\n{page}"))?;
+    // The demo's paths need no quotes.
+    let words: Vec<String> = std::iter::once("verify")
+        .chain(line.split_whitespace())
+        .map(str::to_owned)
+        .collect();
+    let value = |option: &str| {
+        let at = words.iter().position(|word| word == option);
+        at.and_then(|at| words.get(at + 1))
+            .with_context(|| format!("no {option} in: {line}"))
+    };
+    ensure!(
+        *value("--contract")? == rented.id.to_string(),
+        "another contract: {line}"
+    );
+    ensure!(
+        *value("--measurement")? == rented.measurement.to_string(),
+        "another measurement: {line}"
+    );
+    value("--salt")?;
+    for (option, own) in [
+        ("--ssh-key", rented.ssh_key.with_extension("pub")),
+        ("--user-data", rented.user_data.clone()),
+    ] {
+        ensure!(
+            fs::read(value(option)?)?.trim_ascii() == fs::read(&own)?.trim_ascii(),
+            "{option} isn't what {} holds",
+            own.display()
+        );
+    }
+    Ok(words)
 }

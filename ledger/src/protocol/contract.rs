@@ -20,9 +20,9 @@ use super::state::Record;
 use super::text;
 use super::txn::{Txn, invalid, not_allowed, not_found, overflow};
 use crate::api::{
-    Confirmation, Contract, ContractId, ContractState, Digest32, EVIDENCE_MAX, EndReason, Endpoint, Escrow,
-    EvidenceRecord, ExtendArgs, Grade, LedgerError, RefuseArgs, RentArgs, SubmitEvidenceArgs, TcbFloor,
-    TimeNs, USER_DATA_MAX, VmGoneArgs, VmKind,
+    Bytes, Confirmation, Contract, ContractId, ContractState, Digest32, EVIDENCE_MAX, EndReason, Endpoint,
+    Escrow, EvidenceRecord, ExtendArgs, Grade, LedgerError, RefuseArgs, RentArgs, SubmitEvidenceArgs,
+    TcbFloor, TimeNs, USER_DATA_MAX, VmGoneArgs, VmKind,
 };
 
 /// Refused submissions of evidence after which a contract takes no more.
@@ -68,6 +68,11 @@ fn check_args(args: &RentArgs) -> Result<(), LedgerError> {
         return Err(invalid("allowed_measurements", why));
     }
     Ok(())
+}
+
+/// The digest of what the VM is to be set up with.
+pub(super) fn settings_of(args: &RentArgs) -> [u8; 32] {
+    attestation::settings_digest(args.ssh_public_keys.iter().map(String::as_str), &args.user_data)
 }
 
 /// In the words of `LedgerError::WrongState`.
@@ -196,9 +201,10 @@ impl Txn<'_> {
             );
             return Err(invalid("max_total", why));
         }
-        let (id, derived_name) = self.new_id(developer, &digest, &domain)?;
+        let (id, salt, derived_name) = self.new_id(developer, args, &digest, &domain)?;
         let contract = Contract {
             id,
+            salt,
             developer,
             provider: stored.provider,
             host: stored.host,
@@ -231,27 +237,30 @@ impl Txn<'_> {
         Ok(id)
     }
 
-    /// An id that nobody could have chosen, with a derived name that is free.
+    /// An id that nobody could have chosen, the salt that it is made with, and a derived name that is free.
     fn new_id(
         &self,
         developer: Principal,
-        args: &Digest32,
+        args: &RentArgs,
+        digest: &Digest32,
         domain: &str,
-    ) -> Result<(ContractId, String), LedgerError> {
+    ) -> Result<(ContractId, Digest32, String), LedgerError> {
         let tip = self.state.tip();
+        let settings = settings_of(args);
         for attempt in 0..1000u32 {
             let parts: [&[u8]; 6] = [
                 b"\x0fdecent-contract",
                 &tip.0,
                 &encode(&self.state.ledger),
                 &encode(&developer),
-                &args.0,
+                &digest.0,
                 &attempt.to_be_bytes(),
             ];
-            let id = hash(&parts);
+            let salt = hash(&parts);
+            let id = Bytes(attestation::contract_id(&salt.0, &settings));
             let name = format!("{}.{domain}", id.short());
             if !self.state.index.names.contains_key(&name) && self.contracts.get(&id).is_none() {
-                return Ok((id, name));
+                return Ok((id, salt, name));
             }
         }
         Err(invalid("memo", "no free name for the contract; try again"))

@@ -3,7 +3,7 @@
 //! For a confidential kind all of this must hold, or the money doesn't move: the chain leads to a pinned root, or to a
 //! test root that the genesis names (then `trust` says `test-root`); `HOST_DATA` is the contract id; `REPORT_DATA` is
 //! [`attestation::Binding`] of this ledger, the contract, its nonce and the guest's keys and settings; the settings are
-//! the contract's SSH keys and user data; the measurement is one of the contract's; no part of the TCB version is below
+//! the contract's SSH keys and user data, and the id is the one that salt and settings give; the measurement is one of the contract's; no part of the TCB version is below
 //! the floor; no debugging, no migration agent, VMPL 0. A plain VM's evidence is its host's word, given by the signed
 //! call itself.
 
@@ -12,6 +12,7 @@ use attestation::{Binding, CpuEvidence, Endorsements, Evidence, Policy, Requirem
 use candid::Principal;
 
 use super::block::hash;
+use super::contract::settings_of;
 use super::genesis::Genesis;
 use super::offering::grade_name;
 use super::settlement::SECOND;
@@ -82,10 +83,8 @@ pub(super) fn appraise(
                 allowed_measurements: Some(contract.args.allowed_measurements.iter().map(|m| m.0).collect()),
                 host_data: Some(contract.id.0),
                 report_data: Some(binding.report_data(&evidence.guest_keys)),
-                settings: Some(attestation::settings_digest(
-                    contract.args.ssh_public_keys.iter().map(String::as_str),
-                    &contract.args.user_data,
-                )),
+                salt: Some(contract.salt.0),
+                settings: Some(settings_of(&contract.args)),
                 min_tcb: TcbFloors::all(TcbFloor {
                     fmc: floor.fmc,
                     bootloader: floor.bootloader,

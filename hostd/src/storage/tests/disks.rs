@@ -262,6 +262,7 @@ async fn a_seed_is_written_replaced_and_removed_with_the_disk() {
     let store = store(&dir);
     let spec = SeedSpec {
         contract: OTHER,
+        salt: OTHER,
         public_keys: vec![],
         tls_names: vec![],
         user_data: b"#!/bin/sh\n".to_vec(),

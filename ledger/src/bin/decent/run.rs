@@ -10,7 +10,8 @@ use clap::CommandFactory;
 use icrc_ledger_types::icrc1::account::Account;
 use icrc_ledger_types::icrc1::transfer::{TransferArg, TransferError};
 use ledger::api::{
-    Contract, ContractId, ContractState, ExtendArgs, HostStatement, ImageRef, RentArgs, TimeNs, USER_DATA_MAX,
+    Contract, ContractId, ContractState, EvidenceRecord, ExtendArgs, HostStatement, ImageRef, RentArgs,
+    TimeNs, USER_DATA_MAX,
 };
 use ledger::client::{Client, ClientError, ClientFile, Key};
 use ledger::crypto;
@@ -426,16 +427,51 @@ impl Session {
         let client = self.reader()?;
         let id = resolve(&client, contract).await?;
         let (record, contract) = (client.evidence(id).await?, client.contract(id).await?);
-        if let Some(out) = out {
-            std::fs::write(out, &record.evidence)
-                .with_context(|| format!("cannot write {}", out.display()))?;
-        }
+        let files = match out {
+            Some(out) => Some(write_evidence(out, &record, &contract, client.principal())?),
+            None => None,
+        };
         let ledger = client.canister_id().to_text();
-        let file = out.map(|out| out.display().to_string());
         self.print(&record, || {
-            show::evidence(&contract, &ledger, &record, file.as_deref())
+            show::evidence(&contract, &ledger, &record, files.as_ref())
         })
     }
+}
+
+/// The evidence, and beside it what the VM must have been set up with: what `attest verify` is given.
+fn write_evidence(
+    out: &Path,
+    record: &EvidenceRecord,
+    contract: &Contract,
+    reader: Principal,
+) -> anyhow::Result<show::EvidenceFiles> {
+    let write = |suffix: &str, content: &[u8]| {
+        let mut path = out.as_os_str().to_owned();
+        path.push(suffix);
+        std::fs::write(&path, content)
+            .with_context(|| format!("cannot write {}", Path::new(&path).display()))?;
+        Ok::<_, anyhow::Error>(path.to_string_lossy().into_owned())
+    };
+    let args = &contract.args;
+    let keys: String = args
+        .ssh_public_keys
+        .iter()
+        .map(|key| format!("{key}\n"))
+        .collect();
+    // Others get contracts without their user data.
+    let settings_known = [contract.developer, contract.host].contains(&reader);
+    Ok(show::EvidenceFiles {
+        evidence: write("", &record.evidence)?,
+        ssh_keys: match settings_known && !keys.is_empty() {
+            true => Some(write(".ssh-keys", keys.as_bytes())?),
+            false => None,
+        },
+        user_data: match settings_known && !args.user_data.is_empty() {
+            true => Some(write(".user-data", &args.user_data)?),
+            false => None,
+        },
+        settings_known,
+    })
 }
 
 fn random() -> anyhow::Result<u64> {

@@ -437,35 +437,91 @@ pub(crate) fn contract(c: &Contract) -> String {
     table(&rows)
 }
 
+/// What `decent evidence --out` wrote.
+pub(crate) struct EvidenceFiles {
+    /// The evidence itself.
+    pub(crate) evidence: String,
+    /// The contract's SSH keys, if it has any.
+    pub(crate) ssh_keys: Option<String>,
+    /// The contract's user data, if it has any.
+    pub(crate) user_data: Option<String>,
+    /// Whether the reader gets to see what the VM was to be set up with.
+    pub(crate) settings_known: bool,
+}
+
 /// `evidence`: what to give to `attest verify`.
-pub(crate) fn evidence(c: &Contract, ledger: &str, record: &EvidenceRecord, file: Option<&str>) -> String {
+pub(crate) fn evidence(
+    c: &Contract,
+    ledger: &str,
+    record: &EvidenceRecord,
+    files: Option<&EvidenceFiles>,
+) -> String {
+    let trust = clean(&record.confirmation.trust);
     let mut text = table(&[
         vec!["grade".to_owned(), grade(record.confirmation.grade).to_owned()],
-        vec!["trust".to_owned(), clean(&record.confirmation.trust)],
+        vec!["trust".to_owned(), trust.clone()],
         vec!["verified at".to_owned(), time(record.at)],
         vec!["ledger".to_owned(), ledger.to_owned()],
         vec!["contract".to_owned(), c.id.to_string()],
+        vec!["salt".to_owned(), c.salt.to_string()],
         vec!["nonce".to_owned(), record.nonce.to_string()],
         vec![
             "evidence".to_owned(),
             format!("{} bytes of CBOR", record.evidence.len()),
         ],
     ]);
-    match file {
-        Some(file) => {
-            let _ = write!(
-                text,
-                "\ncheck it yourself:\n  attest verify {file} --ledger {ledger} --contract {} --nonce {}",
-                c.id, record.nonce
-            );
-            for measurement in &c.args.allowed_measurements {
-                let _ = write!(text, " --measurement {measurement}");
-            }
-            text.push('\n');
-        }
-        None => text.push_str("\n--out FILE writes the evidence for `attest verify`\n"),
+    let Some(files) = files else {
+        text.push_str("\n--out FILE writes the evidence for `attest verify`\n");
+        return text;
+    };
+    let _ = writeln!(
+        text,
+        "\ncheck it yourself:\n  {}",
+        verify_line(c, ledger, record, files)
+    );
+    if !files.settings_known {
+        text.push_str("only the developer can check the settings: user data is not shown to others\n");
+    } else if files.ssh_keys.is_some() || files.user_data.is_some() {
+        text.push_str("the named keys and user data are the ledger's copy; your own files are as good\n");
+    }
+    if trust == "test-root" {
+        text.push_str("a test root signed this: add --trust-root FILE with its certificate\n");
     }
     text
+}
+
+/// `attest verify` with everything that it can check, ready to paste.
+fn verify_line(c: &Contract, ledger: &str, record: &EvidenceRecord, files: &EvidenceFiles) -> String {
+    let mut line = format!(
+        "attest verify {} --ledger {ledger} --contract {} --nonce {}",
+        word(&files.evidence),
+        c.id,
+        record.nonce
+    );
+    for measurement in &c.args.allowed_measurements {
+        let _ = write!(line, " --measurement {measurement}");
+    }
+    if c.args.request.kind == VmKind::Plain {
+        line.push_str(" --min-grade host-signed");
+    }
+    if files.settings_known {
+        let _ = write!(line, " --salt {}", c.salt);
+    }
+    for (option, file) in [("--ssh-key", &files.ssh_keys), ("--user-data", &files.user_data)] {
+        if let Some(file) = file {
+            let _ = write!(line, " {option} {}", word(file));
+        }
+    }
+    line
+}
+
+/// A word that a shell takes as it is.
+fn word(text: &str) -> String {
+    let harmless = |c: char| c.is_ascii_alphanumeric() || "-_./:@%+=,".contains(c);
+    match !text.is_empty() && text.chars().all(harmless) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
 }
 
 /// `reputation`.

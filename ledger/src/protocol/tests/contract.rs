@@ -41,6 +41,24 @@ fn renting_moves_the_exact_price_into_escrow_and_gives_the_id() {
 }
 
 #[test]
+fn the_id_is_the_digest_of_salt_and_settings() {
+    let mut world = World::new();
+    let (first, second) = (world.rent(), world.rent());
+    let [first, second] = [first, second].map(|id| world.contract(&id));
+    for contract in [&first, &second] {
+        let keys = contract.args.ssh_public_keys.iter().map(String::as_str);
+        let settings = attestation::settings_digest(keys, &contract.args.user_data);
+        assert_eq!(
+            contract.id.0,
+            attestation::contract_id(&contract.salt.0, &settings)
+        );
+    }
+    // The same settings twice are two contracts.
+    assert_eq!(first.args.ssh_public_keys, second.args.ssh_public_keys);
+    assert_ne!((first.salt, first.id), (second.salt, second.id));
+}
+
+#[test]
 fn fees_are_never_taken_when_the_provider_never_answers() {
     let mut world = World::new();
     let id = world.rent();

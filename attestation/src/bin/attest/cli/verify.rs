@@ -77,6 +77,10 @@ struct ContractArgs {
     /// given
     #[arg(long, value_name = "FILE", requires = "contract")]
     user_data: Option<PathBuf>,
+    /// The contract's salt (`decent evidence` prints it): the contract id must be the digest of it and of the settings,
+    /// so that HOST_DATA names what the VM may be set up with. No --ssh-key and no --user-data then means: none
+    #[arg(long, value_name = "HEX", value_parser = input::hex_bytes::<32>, requires = "contract")]
+    salt: Option<[u8; 32]>,
 }
 
 /// What to take along; only written when verified.
@@ -242,7 +246,12 @@ fn policy_of(args: &Args, keys: &GuestKeys) -> Result<Policy> {
         );
         policy.host_data = Some(contract);
     }
+    policy.salt = args.contract.salt.or(policy.salt);
     policy.settings = settings_of(&args.contract)?.or(policy.settings);
+    if args.contract.salt.is_some() {
+        // A contract may have neither keys nor user data.
+        policy.settings = policy.settings.or(Some(settings_digest([].into_iter(), &[])));
+    }
     policy.min_grade = args.min_grade.unwrap_or(policy.min_grade);
     policy.required.extend(args.require.iter().copied());
     Ok(policy)
