@@ -228,8 +228,13 @@ fn other_json_around_reports_is_read_alike() {
         "nonce": item["nonce"], "arch": "HOPPER", "claims_version": "3.0",
         "evidence_list": [{ "evidence": item["evidence"], "certificate": item["certificate"] }],
     });
+    let old = serde_json::json!([{ "attestationReportHexStr": report, "certChainBase64Encoded": item["certificate"] }]);
     let want = AnyEvidence::parse(&serde_json::to_vec(item).unwrap()).unwrap();
-    for (form, file) in [("trustee", &trustee), ("the service's request", &service)] {
+    for (form, file) in [
+        ("trustee", &trustee),
+        ("the service's request", &service),
+        ("nvtrust 1", &old),
+    ] {
         let AnyEvidence::Gpu(gpus) = AnyEvidence::parse(&serde_json::to_vec_pretty(file).unwrap()).unwrap()
         else {
             panic!("{form}")

@@ -5,6 +5,7 @@
 //! { "nonce": hex, "arch": …, "evidence_list": [ { "evidence": …, "certificate": … }, … ] }      NVIDIA's service (NRAS)
 //! { "device_evidence_list": [ … ] }                                                            Confidential Containers
 //! { "evidence": …, "certificate": … }
+//! [ { "attestationReportHexStr": hex, "certChainBase64Encoded": base64 of PEM }, … ]           nvtrust before 2.0
 //! ```
 
 use base64::Engine;
@@ -50,7 +51,9 @@ impl GpuEvidence {
 
 #[derive(Deserialize)]
 struct Item {
+    #[serde(alias = "attestationReportHexStr")]
     evidence: String,
+    #[serde(alias = "certChainBase64Encoded")]
     certificate: String,
     nonce: Option<String>,
     arch: Option<String>,
@@ -76,7 +79,9 @@ pub(crate) fn recognise(content: &[u8]) -> Option<Result<Vec<GpuEvidence>, Strin
     let text = std::str::from_utf8(content).ok()?.trim_start();
     let has = |key: &str| text.contains(&format!("\"{key}\""));
     let list = has("evidence_list") || has("device_evidence_list");
-    if !text.starts_with(['{', '[']) || !(list || has("evidence") && has("certificate")) {
+    let item = has("evidence") && has("certificate")
+        || has("attestationReportHexStr") && has("certChainBase64Encoded");
+    if !text.starts_with(['{', '[']) || !(list || item) {
         return None;
     }
     Some(from_json(text, list))

@@ -18,7 +18,7 @@ use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, KeyPai
 use crate::snp::{Product, TcbVersion};
 pub use certificates::CrlIssuer;
 use certificates::Issuer;
-pub use nvidia::{FWID, Gpu, GpuFacts, OcspSigner, OcspStatus, RIM_SIGNER_WINDOW, RimFacts};
+pub use nvidia::{Gpu, GpuFacts, OcspSigner, OcspStatus, RimFacts};
 pub use tpm::{AK_ATTRIBUTES, AkIssuer, AkKind, Tpm};
 
 /// What a launch measured: the chip reports it as it is.

@@ -79,9 +79,9 @@ pub struct Gpu {
 }
 
 /// Firmware identity of a new device.
-pub const FWID: [u8; 48] = [0xf1; 48];
+const FWID: [u8; 48] = [0xf1; 48];
 /// Validity of the manifests' signer, `YYMMDDhhmmssZ`; everything else is valid from 2024 to 2049.
-pub const RIM_SIGNER_WINDOW: [&str; 2] = ["260101000000Z", "280101000000Z"];
+const RIM_SIGNER_WINDOW: [&str; 2] = ["260101000000Z", "280101000000Z"];
 const WINDOW: [&str; 2] = ["240101000000Z", "490101000000Z"];
 
 impl Default for GpuFacts {
