@@ -100,6 +100,11 @@ impl Case {
 
     /// The verifier's answer under the default policy.
     pub(crate) fn judge(&self) -> AttestationResult {
+        self.judge_bytes(&self.evidence())
+    }
+
+    /// The answer for other bytes in the evidence's place.
+    pub(crate) fn judge_bytes(&self, evidence: &[u8]) -> AttestationResult {
         let mut endorsements = Endorsements::none();
         for content in self.endorsement_files() {
             endorsements
@@ -112,7 +117,7 @@ impl Case {
             root.add(&read(&vectors().join(path))).unwrap();
             roots = roots.with_test_root(root.certificates().next().unwrap()).unwrap();
         }
-        match AnyEvidence::parse(&self.evidence()) {
+        match AnyEvidence::parse(evidence) {
             Ok(evidence) => verify_any(&evidence, &endorsements, &roots, &Policy::default(), self.at()),
             Err(error) => refuse_malformed(&error.to_string(), self.at()),
         }
