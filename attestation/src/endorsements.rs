@@ -1,8 +1,6 @@
 //! Endorsements from outside the evidence, in any order: certificates, revocation lists, Intel's collateral, NVIDIA's
 //! manifests. The verifier finds what fits.
 
-#![allow(dead_code, reason = "tdx, nvidia and tpm are being written on this")]
-
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 

@@ -169,8 +169,6 @@ pub enum Reason {
     NoHardwareEvidence,
     /// A file that was named can't be read, or isn't what it should be.
     Unreadable,
-    /// A part of the evidence (GPU, host) that isn't bound to the VM's report.
-    BindingMismatch,
     /// Another number of GPUs than asked for.
     GpuCountMismatch,
 

@@ -1,7 +1,5 @@
 //! Trust anchors: the makers' root certificates, pinned in the program, and test roots that somebody named.
 
-#![allow(dead_code, reason = "tdx, nvidia and tpm are being written on this")]
-
 use std::sync::LazyLock;
 
 use crate::result::Trust;

@@ -1,8 +1,6 @@
 //! The signature checks that evidence needs, behind one trait: aws-lc-rs where it runs, RustCrypto elsewhere
 //! (wasm32). Both give the same verdicts; a test compares them.
 
-#![allow(dead_code, reason = "tdx, nvidia and tpm are being written on this")]
-
 mod memory;
 #[cfg(feature = "native")]
 mod native;

@@ -9,12 +9,6 @@
 //!
 //! A signature is checked over the bytes that came, never over a re-encoding.
 
-#![allow(
-    dead_code,
-    unused_imports,
-    reason = "tdx, nvidia and tpm are being written on this"
-)]
-
 mod path;
 mod signature;
 
@@ -25,7 +19,7 @@ use x509_cert::ext::pkix::{BasicConstraints, KeyUsage};
 use x509_cert::name::Name;
 use x509_cert::{Certificate, Version};
 
-pub(crate) use path::{Path, PathError, dates, find_path};
+pub(crate) use path::{Path, dates, find_path};
 pub(crate) use signature::{PublicKey, Signed, ecdsa_fixed};
 
 const CN_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
