@@ -92,8 +92,13 @@ impl AnyEvidence {
             let (quote, event_log) = (content.to_vec(), None);
             return Some(Ok(vm(CpuEvidence::Tdx { quote, event_log })));
         }
-        let gpus = nvidia::recognise(content)?;
-        Some(gpus.map(Self::Gpu).map_err(malformed("GPU evidence")))
+        if let Some(gpus) = nvidia::recognise(content) {
+            return Some(gpus.map(Self::Gpu).map_err(malformed("GPU evidence")));
+        }
+        quote_in_json(content).map(|quote| {
+            let event_log = None;
+            Ok(vm(CpuEvidence::Tdx { quote, event_log }))
+        })
     }
 
     /// Every field, decoded; nothing is verified.
@@ -114,6 +119,18 @@ impl AnyEvidence {
             Self::Azure(evidence) => json!({ "azure": tpm::azure_claims(evidence) }),
         }
     }
+}
+
+/// A TDX quote in the JSON that guests' agents (dstack's, for one) answer: `{"quote": "hexadecimal or base64", …}`. What
+/// else such an answer says isn't believed.
+fn quote_in_json(content: &[u8]) -> Option<Vec<u8>> {
+    #[derive(serde::Deserialize)]
+    struct Answer<'a> {
+        #[serde(borrow)]
+        quote: std::borrow::Cow<'a, str>,
+    }
+    let answer: Answer<'_> = serde_json::from_slice(content).ok()?;
+    decode_text(&answer.quote).filter(|quote| tdx::recognise(quote))
 }
 
 fn vm(cpu: CpuEvidence) -> AnyEvidence {
