@@ -20,7 +20,7 @@ PACKAGES := build-essential pkg-config clang libclang-dev libvirt-dev libtss2-de
 	procps iproute2 nftables haproxy dnsmasq-base conntrack openssl curl openssh-client netcat-openbsd \
 	mmdebstrap cpio lz4 zstd mtools dosfstools e2fsprogs cryptsetup-bin systemd jq
 
-.PHONY: help setup build agent image demo test lint unit main-job bench clean
+.PHONY: help setup build agent image demo test lint unit peers main-job bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -60,15 +60,20 @@ lint: setup ## rustfmt and clippy
 unit: build ## all tests but the main job
 	$(CARGO) nextest run --workspace --features $(FEATURES) -E 'not binary(/^main_job$$/)'
 
+peers: setup ## other verifiers on the same evidence as ours
+	$(CARGO) fmt --manifest-path attestation/peers/Cargo.toml --check
+	$(CARGO) clippy --manifest-path attestation/peers/Cargo.toml --all-targets --quiet -- -D warnings
+	$(CARGO) nextest run --manifest-path attestation/peers/Cargo.toml
+
 main-job: image ## the main job as a test
 	DC_TENANT_IMAGE=$(TENANT_IMAGE) $(CARGO) nextest run -p integration --features $(FEATURES) -E 'binary(/^main_job$$/)' --no-capture
 
-test: lint image ## everything: lint, all tests, the main job
+test: lint image peers ## everything: lint, all tests, the main job
 	DC_TENANT_IMAGE=$(TENANT_IMAGE) $(CARGO) nextest run --workspace --features $(FEATURES) --no-fail-fast
 
-bench: image ## measure, and print the table (release build)
-	$(CARGO) build --release --workspace --bins --features $(FEATURES)
-	$(CARGO_TARGET_DIR)/release/bench --image $(TENANT_IMAGE)
+bench: image ## measure, and print the table (built as for the appliance: takes a while)
+	$(CARGO) build --profile appliance --workspace --bins --features $(FEATURES)
+	$(CARGO_TARGET_DIR)/appliance/bench --image $(TENANT_IMAGE)
 
 clean: ## remove what was built
 	rm -rf $(BUILD)

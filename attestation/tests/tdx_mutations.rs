@@ -454,7 +454,7 @@ fn m39_m43_collateral_is_signed_byte_by_byte() {
             for (row, text) in [
                 ("a space", text.replacen(':', ": ", 1)),
                 ("a line break at the end", format!("{text}\n")),
-                ("serialised anew", value.to_string()),
+                ("serialised anew", format!("{value:#}")),
                 ("changed", changed.to_string()),
             ] {
                 let mut edited = whole.clone();
