@@ -58,6 +58,8 @@ pub struct Options {
     pub prefix: String,
     /// Folder of this project's programs.
     pub programs: PathBuf,
+    /// Another hostd than the one in that folder.
+    pub hostd: Option<PathBuf>,
     /// The ledger's clock runs so many times as fast as the wall clock.
     pub clock_rate: u32,
     /// GiB of the file system for disks: an ext4 in a sparse file. Disks are reserved there as they are on a real host, and
@@ -77,6 +79,7 @@ impl Options {
         Self {
             prefix: prefix.to_owned(),
             programs,
+            hostd: None,
             clock_rate: 1,
             storage_gib: None,
             ingress: false,
@@ -101,6 +104,7 @@ pub struct Fleet {
     /// The stage.
     pub world: World,
     developer: Developer,
+    hostd: PathBuf,
     config: PathBuf,
     image: ImageRef,
     offering: Option<OfferingId>,
@@ -136,9 +140,14 @@ impl Fleet {
         let config = write_config(&world, options, &client)?;
         let netns = Path::new("/run/netns").join(world.netns(Place::Internet));
         let developer = Developer::start(&netns, client.with_key(developer))?;
+        let hostd = match &options.hostd {
+            Some(path) => path.clone(),
+            None => world.program("hostd")?,
+        };
         let fleet = Self {
             world,
             developer,
+            hostd,
             config,
             image,
             offering: None,
@@ -158,7 +167,7 @@ impl Fleet {
 
     /// Starts hostd, the first time or again; its log goes on in `hostd.log`.
     pub fn start_hostd(&mut self, die_at: Option<DieAt>) -> Result<()> {
-        let mut command = self.world.command(Place::Host, self.world.program("hostd")?);
+        let mut command = self.world.command(Place::Host, &self.hostd);
         command.arg("run").arg("--config").arg(&self.config);
         match die_at {
             None => command.env_remove("HOSTD_DIE_AT_WRITE"),

@@ -36,6 +36,9 @@ struct Cli {
     /// Folder that `image-builder tenant` made; the part `boot` needs it.
     #[arg(long, required_if_eq("only", "boot"))]
     image: Option<PathBuf>,
+    /// hostd of the fleet [default: the one beside this program].
+    #[arg(long)]
+    hostd: Option<PathBuf>,
     /// Real VMs to rent, one after the other.
     #[arg(long, default_value_t = 3)]
     boots: u64,
@@ -78,7 +81,7 @@ fn main() -> Result<()> {
         rows.extend(network(&programs, cli.tenants)?);
     }
     if wanted(Part::Fleet) {
-        rows.extend(fleet(&programs, cli.vms)?);
+        rows.extend(fleet(&programs, cli.hostd.clone(), cli.vms)?);
     }
     match &cli.image {
         Some(image) if wanted(Part::Boot) => rows.extend(boots(&programs, image, cli.boots)?),
@@ -264,7 +267,7 @@ fn boots(programs: &Path, image: &Path, count: u64) -> Result<Vec<Row>> {
         .collect())
 }
 
-fn fleet(programs: &Path, vms: u32) -> Result<Vec<Row>> {
+fn fleet(programs: &Path, hostd: Option<PathBuf>, vms: u32) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     let mut row = |what: String, measured: String, target, met| {
         rows.push(Row {
@@ -277,6 +280,7 @@ fn fleet(programs: &Path, vms: u32) -> Result<Vec<Row>> {
     progress("a ledger, hostd");
     let mut fleet = Fleet::start(&Options {
         storage_gib: Some(2 * vms),
+        hostd,
         ..Options::new(PREFIXES[1], PathBuf::from(programs))
     })?;
     fleet.start_hostd(None)?;
