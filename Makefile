@@ -73,11 +73,12 @@ test: lint image peers ## everything: lint, all tests, the main job
 
 # The fleet's hostd is built without libvirt, as for a host whose CPU runs Cloud Hypervisor: libvirt's libraries alone
 # are resident with 13 MiB.
-bench: image ## measure, and print the table (release build: takes a while)
-	$(CARGO) build --release -p hostd --features nvml,tpm
-	cp $(CARGO_TARGET_DIR)/release/hostd $(CARGO_TARGET_DIR)/release/hostd-without-libvirt
-	$(CARGO) build --release --workspace --bins --features $(FEATURES)
-	$(CARGO_TARGET_DIR)/release/bench --image $(TENANT_IMAGE) --hostd $(CARGO_TARGET_DIR)/release/hostd-without-libvirt
+bench: image ## measure, and print the table (built as for the appliance: takes a while)
+	$(CARGO) build --profile appliance -p hostd --features nvml,tpm
+	cp $(CARGO_TARGET_DIR)/appliance/hostd $(CARGO_TARGET_DIR)/appliance/hostd-without-libvirt
+	$(CARGO) build --profile appliance --workspace --bins --features $(FEATURES)
+	$(CARGO_TARGET_DIR)/appliance/bench --image $(TENANT_IMAGE) \
+	  --hostd $(CARGO_TARGET_DIR)/appliance/hostd-without-libvirt
 
 clean: ## remove what was built
 	rm -rf $(BUILD)
