@@ -380,10 +380,26 @@ fn m17_m18_a_crl_counts_inside_its_window_and_under_its_own_root() {
     let table = ["genoa-v3-msft/vek.der", "ca/genoa/vcek-crl.der"];
     let brought = judge_by(report("genoa-v3-msft"), &table, &required, AT);
     assert_eq!(brought.verdict, Verdict::Verified, "{brought}");
-    let other = with_crl(&read("ca/milan/vcek-crl.der"), &required, AT);
+    for product in ["milan", "turin"] {
+        let other = read(&format!("ca/{product}/vcek-crl.der"));
+        let alone = with_crl(&other, &Policy::default(), AT);
+        assert_refused(&alone, Reason::CrlInvalid, "another product's");
+        let mut both = Endorsements::none();
+        both.add(&other).unwrap();
+        both.add(&crl).unwrap();
+        let good = evidence(report("genoa-v3-msft"), &["genoa-v3-msft/vek.der"]);
+        let beside = verify(&good, &both, &Roots::pinned(), &required, AT);
+        assert_eq!(
+            beside.verdict,
+            Verdict::Verified,
+            "beside the right one:\n{beside}"
+        );
+    }
+    // A maker of something else isn't meant.
+    let intel = read("../collateral/crl-Intel-SGX-Root-CA-2024-03-20-6b9fff78ab4a0316.der");
     assert_eq!(
-        (other.verdict, other.reasons()),
-        (Verdict::Indeterminate, vec![Reason::CrlInvalid])
+        with_crl(&intel, &Policy::default(), AT).verdict,
+        Verdict::Verified
     );
     let mut forged = crl.clone();
     *forged.last_mut().unwrap() ^= 1;

@@ -45,7 +45,11 @@ fn recorded_reports_get_the_verdict_that_is_known_for_them() {
         ("milan-v2-trustee", AT, &[]),
         ("milan-v2-virtee", AT, &[]),
         ("milan-v3-aws-vlek-trustee-vmpl1", AT_VLEK, &[VmplTooLow]),
-        ("milan-v3-aws-vlek-trustee-vmpl1", AT, &[CertificateExpired]),
+        (
+            "milan-v3-aws-vlek-trustee-vmpl1",
+            AT,
+            &[CertificateExpired, VmplTooLow],
+        ),
         ("milan-v3-azure-sidecar", AT, &[]),
         ("milan-v3-dstack-gcp", AT, &[]),
         ("milan-v3-msft", AT, &[]),

@@ -54,6 +54,8 @@ pub struct Authentication {
     pub trust: Trust,
     /// The report, if every check passed.
     pub authentic: Option<Authentic>,
+    /// The report, if a trusted key signed it, whatever else is wrong: so that the result can list all of it.
+    pub(super) signed: Option<Authentic>,
     /// The product as far as it is known.
     pub product: Option<Product>,
 }
@@ -101,6 +103,7 @@ pub fn authenticate(
             checks,
             trust: Trust::None,
             authentic: None,
+            signed: None,
             product,
         };
     };
@@ -111,14 +114,19 @@ pub fn authenticate(
         .unwrap_or(0);
     judged.checks.splice(at_vek..at_vek, pool.unreadable_checks());
     let clean = !judged.checks.iter().any(Check::is_failed);
-    let authentic = match (clean, judged.product, judged.kind) {
-        (true, Some(product), Some(vek)) => Some(Authentic { report, product, vek }),
+    // What doesn't touch who signed which bytes: a certificate that is over is no reason to keep silent about the rest.
+    let broken = judged.checks.iter().any(|check| {
+        check.is_failed() && !["authenticate.dates", "authenticate.revocation"].contains(&check.id)
+    });
+    let signed = match (broken, judged.product, judged.kind) {
+        (false, Some(product), Some(vek)) => Some(Authentic { report, product, vek }),
         _ => None,
     };
     Authentication {
         checks: judged.checks,
         trust: judged.trust,
-        authentic,
+        authentic: signed.clone().filter(|_| clean),
+        signed,
         product: judged.product,
     }
 }
@@ -199,9 +207,8 @@ impl Pool {
                 .of(RootKind::Amd)
                 .map(|root| (root.cert.clone(), root.trust)),
         );
-        let crls = endorsements.crls().filter_map(|der| Crl::parse(der).ok());
         pool.crls
-            .extend(crls.filter(|crl| crl.issuer_cn.starts_with("ARK-")));
+            .extend(endorsements.crls().filter_map(|der| Crl::parse(der).ok()));
         pool
     }
 
@@ -423,18 +430,20 @@ impl Pool {
     /// Looks the intermediate up. A VEK can't be revoked by itself: every VCEK has the serial number 0.
     fn revocation(&self, intermediate: &Cert, root: &Cert) -> Check {
         const ID: &str = "authenticate.revocation";
-        if self.crls.is_empty() {
-            return Check::not_checked(ID, "no CRL was given", "");
-        }
         let own: Vec<&Crl> = self
             .crls
             .iter()
             .filter(|crl| crl.issuer == root.subject)
             .collect();
         if own.is_empty() {
-            let names: Vec<String> = self.crls.iter().map(|crl| quoted(&crl.issuer_cn)).collect();
-            let why = format!("no CRL of {} among those given", quoted(&root.subject_cn));
-            return Check::unusable(ID, Reason::CrlInvalid, why, names.join(", "));
+            // Other makers' lists may lie in the same folder; another product's is a wrong one.
+            let others = self.crls.iter().filter(|crl| crl.issuer_cn.starts_with("ARK-"));
+            let names: Vec<String> = others.map(|crl| quoted(&crl.issuer_cn)).collect();
+            if names.is_empty() {
+                return Check::not_checked(ID, "no CRL was given", "");
+            }
+            let expected = format!("a CRL of {}", quoted(&root.subject_cn));
+            return Check::of(ID, false, Reason::CrlInvalid, expected, names.join(", "));
         }
         let (genuine, forged): (Vec<&Crl>, Vec<&Crl>) = own
             .into_iter()

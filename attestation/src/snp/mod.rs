@@ -67,7 +67,7 @@ pub(crate) fn verify(
     let mut checks = vec![length];
     checks.extend(authentication.checks);
     let mut warnings = Vec::new();
-    match &authentication.authentic {
+    match &authentication.signed {
         Some(authentic) => {
             checks.extend(appraise(authentic, policy));
             checks.push(crate::compare::contract_id(policy));
@@ -84,7 +84,7 @@ pub(crate) fn verify(
     }
 }
 
-/// The appraisal of a report that isn't authentic: named, and not made.
+/// The appraisal of a report that no trusted key signed: named, and not made.
 fn unappraised() -> impl Iterator<Item = Check> {
     let not = |id| {
         Check::not_checked(
