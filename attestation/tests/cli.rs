@@ -121,8 +121,9 @@ fn exit_codes_say_verified_refused_or_cannot_tell() {
     }
     for args in [
         vec!["verify", &genoa_report, "--at", "yesterday"],
-        vec!["verify", &genoa_report, "--expect-report-data", "00"],
-        vec!["verify", &genoa_report, "--expect-report-data", &"00".repeat(32)],
+        vec!["verify", &genoa_report, "--expect-report-data", ""],
+        vec!["verify", &genoa_report, "--expect-report-data", "0"],
+        vec!["verify", &genoa_report, "--expect-report-data", &"00".repeat(65)],
         vec!["verify", &genoa_report, "--require", "everything"],
         vec!["verify", &genoa_report, "--contract", &"00".repeat(32)],
         vec!["verify", &genoa_report, "--trust-root", &genoa_report],
@@ -609,13 +610,55 @@ fn tdx_quotes_are_judged_with_the_collateral_that_is_given() {
     );
 }
 
+/// M22: what is expected is all there is, never the beginning of it.
+#[test]
+fn report_data_are_expected_whole() {
+    let snp = vectors().join("genoa-v3-azure-trustee");
+    let tdx = vectors().join("../tdx/tdx-v4-near-b9e238b2");
+    let folders = [(&snp, "report.bin", 0x50), (&tdx, "quote.bin", 568)];
+    for (folder, name, at) in folders {
+        let evidence = folder.join(name);
+        let own = hex::encode(&std::fs::read(&evidence).unwrap()[at..at + 64]);
+        let wrong = own.replace('b', "c");
+        for (expected, right) in [
+            (own.as_str(), true),
+            (&own.to_uppercase(), true),
+            (&own[..126], false),
+            (&own[..64], false),
+            (&own[..2], false),
+            (&wrong, false),
+        ] {
+            let (_, result) = json(&[
+                "verify",
+                "--json",
+                "--at",
+                "1773198539",
+                evidence.to_str().unwrap(),
+                "--endorsements",
+                folder.to_str().unwrap(),
+                "--expect-report-data",
+                expected,
+            ]);
+            let (verdict, reasons) = match right {
+                true => ("verified", serde_json::json!([])),
+                false => ("refused", serde_json::json!(["ReportDataMismatch"])),
+            };
+            assert_eq!(
+                (&result["verdict"], &result["reasons"]),
+                (&Value::from(verdict), &reasons),
+                "{expected}"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_gpus_nonce_has_32_bytes() {
     let evidence = vectors().join("../gpu/json/hopper_evidence.json");
     let right = "e97b23a1718095a0e9e35edca810768c70a6a5a389b705e753b197912bc11576";
     let padded = format!("{right}{}", "00".repeat(32));
     let wrong = right.replace("76", "77");
-    for (nonce, want) in [(right, 0), (&padded, 0), (&wrong, 1)] {
+    for (nonce, want) in [(right, 0), (&padded, 0), (&wrong, 1), (&right[..62], 1)] {
         let out = attest(&[
             "verify",
             evidence.to_str().unwrap(),

@@ -7,6 +7,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use attestation::Reason;
 use common::{Case, cases, vectors};
 
 fn doc() -> PathBuf {
@@ -99,15 +100,31 @@ fn table(cases: &[Case]) -> String {
     table
 }
 
-/// With `UPDATE_DOCS=1` it writes the table instead.
+/// Every reason that JSON can name, with its meaning.
+fn reasons() -> String {
+    let rows = Reason::ALL.iter().map(|reason| {
+        let name = serde_json::to_value(reason).unwrap();
+        format!("| `{}` | {} |\n", name.as_str().unwrap(), reason.meaning())
+    });
+    std::iter::once("| reason | meaning |\n|---|---|\n".to_owned())
+        .chain(rows)
+        .collect()
+}
+
+/// With `UPDATE_DOCS=1` it writes the tables instead.
 #[test]
-fn the_docs_show_these_verdicts() {
-    const BEGIN: &str = "<!-- table: made by attestation/tests/table.rs -->\n";
-    const END: &str = "<!-- end of table -->";
+fn the_docs_show_these_verdicts_and_all_reasons() {
     let text = std::fs::read_to_string(doc()).unwrap();
-    let (before, rest) = text.split_once(BEGIN).expect("the place where the table begins");
-    let (_, after) = rest.split_once(END).expect("the place where the table ends");
-    let fresh = format!("{before}{BEGIN}{}{END}{after}", table(&cases()));
+    let mut fresh = text.clone();
+    for (name, table) in [("table", table(&cases())), ("reasons", reasons())] {
+        let begin = format!("<!-- {name}: made by attestation/tests/table.rs -->\n");
+        let end = format!("<!-- end of {name} -->");
+        let (before, rest) = fresh
+            .split_once(&begin)
+            .expect("the place where the table begins");
+        let (_, after) = rest.split_once(&end).expect("the place where the table ends");
+        fresh = format!("{before}{begin}{table}{end}{after}");
+    }
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(doc(), &fresh).unwrap();
     }

@@ -1,5 +1,10 @@
 //! The attestation result: every check on a line of its own, then one verdict.
 
+mod page;
+mod reason;
+
+pub use reason::Reason;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -75,205 +80,6 @@ pub enum Outcome {
     NotChecked(String),
     /// It had to be checked and couldn't be: what is missing, and why.
     Missing(Reason, String),
-}
-
-/// Why evidence is refused or can't be judged. The names are stable; they appear in JSON as they are here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[non_exhaustive]
-pub enum Reason {
-    /// Wrong length, or reserved bits that aren't zero.
-    Malformed,
-    /// A report version that this verifier doesn't know.
-    UnsupportedVersion,
-    /// A signature algorithm that this verifier doesn't know.
-    UnsupportedAlgorithm,
-    /// A processor that this verifier doesn't know.
-    UnsupportedProduct,
-    /// Wrong signature over the report.
-    SignatureInvalid,
-    /// The certificates don't lead from the report's key to a root.
-    ChainInvalid,
-    /// They lead to a root that isn't trusted.
-    UntrustedRoot,
-    /// A certificate that had ended at the time asked about.
-    CertificateExpired,
-    /// A certificate that hadn't begun at the time asked about.
-    CertificateNotYetValid,
-    /// A certificate without a field that it must have.
-    ExtensionMissing,
-    /// A certificate with a field that can't be read.
-    ExtensionMalformed,
-    /// Signed by another kind of key than allowed or said.
-    VekKindMismatch,
-    /// The report's chip isn't the certificate's.
-    ChipIdMismatch,
-    /// The report's chip isn't one of those allowed.
-    ChipNotAllowed,
-    /// The report's TCB version isn't the certificate's.
-    TcbMismatch,
-    /// Report and certificate speak of different products.
-    ProductMismatch,
-    /// A product that the policy refuses.
-    ProductRefused,
-    /// A certificate of the chain is revoked.
-    CrlRevoked,
-    /// A CRL outside its window.
-    CrlStale,
-    /// A CRL with a wrong signature, or of another product.
-    CrlInvalid,
-    /// No CRL although the policy requires one.
-    CrlMissing,
-    /// No certificate for the key that signed the report.
-    EndorsementsMissing,
-    /// The guest may be debugged by its host.
-    DebugAllowed,
-    /// The guest may be moved by a migration agent.
-    MigrateMaAllowed,
-    /// Guest policy bits that must be set aren't.
-    PolicyBitsMissing,
-    /// Platform bits that must be set aren't, or the other way round.
-    PlatformInfoMismatch,
-    /// The report comes from a less privileged level than allowed.
-    VmplTooLow,
-    /// `REPORT_DATA` isn't the expected one: old evidence, or another machine's.
-    ReportDataMismatch,
-    /// The measurement isn't one of those allowed.
-    MeasurementMismatch,
-    /// `HOST_DATA` isn't the expected one.
-    HostDataMismatch,
-    /// The contract id doesn't stand for this salt and these settings.
-    ContractIdMismatch,
-    /// The VM wasn't set up with the settings that were asked for.
-    SettingsMismatch,
-    /// The evidence doesn't say what the VM was set up with.
-    SettingsMissing,
-    /// `FAMILY_ID` isn't the expected one.
-    FamilyIdMismatch,
-    /// `IMAGE_ID` isn't the expected one.
-    ImageIdMismatch,
-    /// The ID key isn't one of those allowed.
-    IdKeyDigestMismatch,
-    /// The author key isn't one of those allowed.
-    AuthorKeyDigestMismatch,
-    /// A part of a TCB version below its floor.
-    TcbTooLow,
-    /// TCB versions that contradict each other.
-    InconsistentTcb,
-    /// Firmware older than allowed.
-    FirmwareTooOld,
-    /// A required mitigation isn't active.
-    MitigationMissing,
-    /// A policy that requires a check without giving its reference value.
-    ReferenceMissing,
-    /// No hardware speaks for this VM.
-    NoHardwareEvidence,
-    /// A file that was named can't be read, or isn't what it should be.
-    Unreadable,
-    /// Another number of GPUs than asked for.
-    GpuCountMismatch,
-
-    // TDX.
-    /// A TDREPORT or something else of Intel's that only its own machine can check.
-    NotAQuote,
-    /// The TD may be debugged by its host.
-    DebugTd,
-    /// TD attributes that must be set aren't, or the other way round.
-    TdAttributes,
-    /// A service TD is bound to this TD.
-    ServiceTdPresent,
-    /// `MRCONFIGID`, `MROWNER` or `MROWNERCONFIG` isn't the expected one.
-    MrConfigMismatch,
-    /// The TDX module (`MRSEAM`, `MRSIGNERSEAM`) isn't one that Intel names, or one allowed.
-    TdxModuleMismatch,
-    /// The event log doesn't replay to the run-time measurements, or these aren't those allowed.
-    RtmrMismatch,
-    /// The quoting enclave isn't the one that Intel names.
-    QeIdentityMismatch,
-    /// The quoting enclave's report doesn't bind the key that signed the quote.
-    QeBindingInvalid,
-    /// No TCB level of Intel's matches.
-    TcbUnrecognised,
-    /// The platform's TCB is out of date.
-    OutOfDate,
-    /// The platform needs another configuration.
-    ConfigurationNeeded,
-    /// Both.
-    OutOfDateConfigurationNeeded,
-    /// The platform needs another configuration, and the software in the TD must defend itself.
-    ConfigurationAndSWHardeningNeeded,
-    /// The TD was launched on a TCB that was out of date and has been updated since.
-    TDRelaunchAdvised,
-    /// That, and the platform needs another configuration.
-    TDRelaunchAdvisedConfigurationNeeded,
-    /// An advisory of Intel's that the policy refuses.
-    AdvisoryRefused,
-    /// Intel revoked the TCB level, or NVIDIA a certificate (OCSP).
-    Revoked,
-    /// The collateral is of another platform, kind or maker.
-    CollateralMismatch,
-    /// The collateral's signature doesn't hold over its exact bytes.
-    CollateralSignatureInvalid,
-    /// Collateral outside its window: over.
-    CollateralExpired,
-    /// Collateral outside its window: not begun.
-    CollateralNotYetValid,
-    /// No TCB info, quoting enclave identity or CRL for this platform.
-    CollateralMissing,
-    /// Intel revoked the platform's certificate.
-    PckRevoked,
-
-    // NVIDIA GPU.
-    /// The nonce isn't the expected one.
-    NonceMismatch,
-    /// The firmware id in the evidence isn't the certificate's.
-    FwidMismatch,
-    /// A reference manifest after its certificate's time.
-    RimExpired,
-    /// A reference manifest before its certificate's time.
-    RimNotYetValid,
-    /// A reference manifest with a wrong signature.
-    RimSignatureInvalid,
-    /// A reference manifest that can't be read, or of another schema.
-    RimMalformed,
-    /// Reference manifests of driver and VBIOS that speak of the same measurement.
-    RimConflict,
-    /// The GPU isn't in a mode of confidential computing that is accepted.
-    CcModeMismatch,
-    /// Evidence of one device that passes for two.
-    DuplicateDevice,
-    /// NVIDIA put a certificate on hold (OCSP).
-    #[serde(rename = "Revoked(hold)")]
-    RevokedHold,
-    /// An OCSP response with a wrong signature or of another certificate.
-    OcspInvalid,
-    /// An OCSP response outside its window.
-    OcspStale,
-
-    // TPM 2.0.
-    /// It doesn't begin as what TPMs make does.
-    NotTpmGenerated,
-    /// An attestation key that isn't one of those allowed.
-    AkMismatch,
-    /// A key that isn't a restricted signing key, made in its TPM and fixed to it.
-    AkAttributes,
-    /// The quoted PCR digest isn't that of the PCR values given.
-    PcrDigestMismatch,
-    /// No PCR of a bank that a verdict may rest on; SHA-1 isn't one.
-    PcrBankRefused,
-    /// A PCR that must be quoted isn't.
-    PcrSelectionIncomplete,
-    /// A PCR isn't one of the values allowed.
-    PcrMismatch,
-    /// No event log, and the policy needs one.
-    EventLogMissing,
-    /// The event log doesn't replay to the PCR values.
-    EventLogMismatch,
-    /// Reference values that no key of the policy signed.
-    ReferenceSignatureInvalid,
-    /// Secure Boot is off.
-    SecureBootOff,
-    /// The runtime data isn't what the report binds.
-    RuntimeDataMismatch,
 }
 
 /// The answer.
@@ -530,6 +336,24 @@ impl AttestationResult {
         self
     }
 
+    /// The caller expects fewer bytes of report data (or of a nonce) than this evidence carries: that is never the same,
+    /// since a comparison of the beginning would let anything stand behind it.
+    pub fn with_short_report_data(mut self, expected: &[u8], reason: Reason) -> Self {
+        const ID: &str = "appraise.report-data";
+        let why = format!("{} ({} bytes, not all)", hex::encode(expected), expected.len());
+        let found = self
+            .checks
+            .iter()
+            .find(|check| check.id == ID)
+            .map(|check| check.found.clone());
+        self.checks.retain(|check| check.id != ID);
+        self.checks
+            .push(Check::of(ID, false, reason, why, found.unwrap_or_default()));
+        self.verdict = Verdict::Refused;
+        self.grade = Grade::Unconfirmed;
+        self
+    }
+
     /// Whether everything asked for was checked and holds.
     pub fn is_verified(&self) -> bool {
         self.verdict == Verdict::Verified
@@ -620,94 +444,5 @@ impl Check {
             line["why"] = json!(why);
         }
         line
-    }
-}
-
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Main => f.write_str("main"),
-            Self::Gpu(n) => write!(f, "gpu {n}"),
-            Self::Host => f.write_str("host"),
-            Self::Vtpm => f.write_str("vtpm"),
-        }
-    }
-}
-
-impl fmt::Display for Grade {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Unconfirmed => "unconfirmed",
-            Self::HostSigned => "host-signed",
-            Self::HostVerified => "host-verified",
-            Self::HardwareVerified => "hardware-verified",
-        })
-    }
-}
-
-impl fmt::Display for Trust {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Pinned => "pinned",
-            Self::Policy => "policy",
-            Self::TestRoot => "test-root",
-            Self::None => "none",
-        })
-    }
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Verified => "VERIFIED",
-            Self::Refused => "REFUSED",
-            Self::Indeterminate => "CAN'T TELL",
-        })
-    }
-}
-
-/// The page for a person: the verdict first, then what is wrong, then every check.
-impl fmt::Display for AttestationResult {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{}  grade {}, trust {}, at {}",
-            self.verdict,
-            self.grade,
-            self.trust,
-            crate::x509::show_time(self.at)
-        )?;
-        if self.trust == Trust::TestRoot {
-            writeln!(
-                f,
-                "\n  !! TEST ROOT: this rests on a root that was named for this run, not on the maker's."
-            )?;
-            writeln!(
-                f,
-                "  !! Whoever holds that root's key can make such evidence without any hardware."
-            )?;
-        }
-        for failure in self.failures() {
-            writeln!(f, "  ✗ {failure}")?;
-        }
-        for warning in &self.warnings {
-            writeln!(f, "  ! {warning}")?;
-        }
-        writeln!(f)?;
-        let width = self.checks.iter().map(|check| check.id.len()).max().unwrap_or(0);
-        for check in &self.checks {
-            let (mark, text) = match &check.outcome {
-                Outcome::Passed => ("ok", check.found.clone()),
-                Outcome::Failed(reason) => (
-                    "FAIL",
-                    format!("{reason:?}: expected {}, found {}", check.expected, check.found),
-                ),
-                Outcome::NotChecked(why) if check.found.is_empty() => ("-", format!("not checked: {why}")),
-                Outcome::NotChecked(why) => ("-", format!("not checked: {why} (found {})", check.found)),
-                Outcome::Missing(reason, why) => ("?", format!("{reason:?}: {why}")),
-            };
-            writeln!(f, "  {mark:4} {:width$}  {text}", check.id)?;
-        }
-        Ok(())
     }
 }

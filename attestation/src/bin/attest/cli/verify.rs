@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
 use attestation::{
-    AnyEvidence, AttestationResult, Binding, Evidence, Grade, GuestKeys, Outcome, Policy, Requirement, Roots,
-    Verdict, refuse_malformed, settings_digest, unreadable, verify_any,
+    AnyEvidence, AttestationResult, Binding, Evidence, Grade, GuestKeys, Outcome, Policy, Reason,
+    Requirement, Roots, Verdict, refuse_malformed, settings_digest, unreadable, verify_any,
 };
 
 use super::input::{self, Found, NoEvidence};
@@ -31,7 +31,7 @@ pub(super) struct Args {
     /// Policy file (see `attest policy init`)
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
-    /// The REPORT_DATA that the report must have: all 64 bytes. For GPU and TPM evidence on its own also 32: the nonce
+    /// The REPORT_DATA that the report must have: all 64 bytes. For a GPU on its own also 32, for a TPM fewer: the nonce
     #[arg(long, value_name = "HEX", value_parser = expected)]
     expect_report_data: Option<Expected>,
     /// Trust this root certificate too; the result is then marked `test-root`
@@ -109,17 +109,16 @@ pub(super) enum PolicyCommand {
     },
 }
 
-/// What evidence must carry.
-#[derive(Clone, Copy, Debug)]
-enum Expected {
-    ReportData([u8; 64]),
-    /// Of evidence that has no more room.
-    Nonce([u8; 32]),
-}
+/// What evidence must carry: 1 to 64 bytes.
+#[derive(Clone, Debug)]
+struct Expected(Vec<u8>);
 
 fn expected(text: &str) -> Result<Expected, String> {
-    let nonce = input::hex_bytes::<32>(text).map(Expected::Nonce);
-    nonce.or_else(|_| input::hex_bytes::<64>(text).map(Expected::ReportData))
+    let bytes = hex::decode(text.strip_prefix("0x").unwrap_or(text)).map_err(|e| e.to_string())?;
+    match bytes.len() {
+        1..=64 => Ok(Expected(bytes)),
+        len => Err(format!("expected at most 64 bytes in hex, found {len}")),
+    }
 }
 
 /// A ledger's id.
@@ -189,10 +188,20 @@ fn judge(
         _ => None,
     };
     let mut policy = policy_of(args, vm.map_or(&no_keys, |vm| &vm.guest_keys))?;
-    if let Some(expected) = args.expect_report_data {
-        policy.report_data = Some(report_data(expected, evidence)?);
-    }
+    let expected = args
+        .expect_report_data
+        .as_ref()
+        .map(|Expected(bytes)| bytes.as_slice());
+    let whole = expected.map(|expected| report_data(expected, evidence));
+    policy.report_data = whole.flatten().or(policy.report_data);
     let mut result = verify_any(evidence, &found.endorsements, roots, &policy, at);
+    if let (Some(expected), Some(None)) = (expected, whole) {
+        let reason = match evidence {
+            AnyEvidence::Gpu(_) => Reason::NonceMismatch,
+            _ => Reason::ReportDataMismatch,
+        };
+        result = result.with_short_report_data(expected, reason);
+    }
     result
         .warnings
         .extend(found.passed_over.iter().map(|file| format!("not used: {file}")));
@@ -208,21 +217,17 @@ fn judge(
     Ok(result)
 }
 
-/// A nonce stands in the first half, and zeros behind it; where there is room for more, nobody may have meant that.
-fn report_data(expected: Expected, evidence: &AnyEvidence) -> Result<[u8; 64]> {
-    match expected {
-        Expected::ReportData(report_data) => Ok(report_data),
-        Expected::Nonce(nonce) => {
-            let small = matches!(evidence, AnyEvidence::Gpu(_) | AnyEvidence::Tpm(_));
-            ensure!(
-                small,
-                "--expect-report-data: this evidence carries 64 bytes, and 32 were given"
-            );
-            let mut padded = [0; 64];
-            padded[..32].copy_from_slice(&nonce);
-            Ok(padded)
-        }
-    }
+/// The 64 bytes that are meant. A GPU's nonce has 32, a TPM takes any number: zeros stand behind. `None`: the evidence has
+/// room for more, and nobody may have meant that.
+fn report_data(expected: &[u8], evidence: &AnyEvidence) -> Option<[u8; 64]> {
+    let fits = match evidence {
+        AnyEvidence::Tpm(_) | AnyEvidence::Azure(_) => true,
+        AnyEvidence::Gpu(_) => expected.len() >= 32,
+        _ => expected.len() == 64,
+    };
+    let mut whole = [0; 64];
+    whole[..expected.len()].copy_from_slice(expected);
+    fits.then_some(whole)
 }
 
 fn policy_of(args: &Args, keys: &GuestKeys) -> Result<Policy> {
