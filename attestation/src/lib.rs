@@ -21,7 +21,7 @@
 //! | [`tdx`] | Intel TDX: quotes and Intel's collateral |
 //! | [`nvidia`] | NVIDIA GPUs: SPDM evidence, reference manifests |
 //! | [`tpm`] | TPM 2.0: the quote of a host, and of Azure's virtual TPM |
-//! | [`measure`] | reference values: the SNP launch digest of firmware + kernel + initrd + command line |
+//! | [`measure`] | reference values: the SNP launch digest of firmware + kernel + initrd + command line, or of an IGVM file |
 //! | [`eventlog`] | what was measured, in what order: the firmware's log, CCEL, systemd's |
 //! | [`agent`] | how a host asks the agent in a VM for evidence |
 //! | `sim` (feature) | a platform that issues real-format evidence under its own root |

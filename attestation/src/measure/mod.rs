@@ -1,4 +1,5 @@
-//! Reference values: the SNP launch digest, computed from what will be launched; TDX's registers by [`tdx()`].
+//! Reference values: the SNP launch digest, computed from what will be launched, a firmware by [`snp()`] or an IGVM file by
+//! [`snp_igvm`]; TDX's registers by [`tdx()`].
 //!
 //! The chip extends its digest page by page, in the order in which the VMM adds pages (AMD 56860, `SNP_LAUNCH_UPDATE`):
 //! the firmware, the sections that the firmware's SEV metadata names, among them the page with the hashes of kernel,
@@ -7,6 +8,7 @@
 //! Checked against published digests (`tests/vectors/measure`), and by hand against `sev-snp-measure`.
 
 mod firmware;
+mod igvm;
 mod pe;
 mod tdx;
 mod vmsa;
@@ -18,13 +20,12 @@ use sha2::{Digest, Sha256, Sha384};
 
 pub use firmware::FirmwareError;
 use firmware::{Firmware, Section, SectionKind};
+pub use igvm::{IgvmError, IgvmIdBlock, IgvmLaunch, IgvmLoader, IgvmMeasurement, snp_igvm};
 pub use pe::PeError;
 pub use tdx::{AcpiTables, PageOrder, QemuMachine, TdxBoot, TdxMeasureError, TdxMeasurements, tdx};
 pub use vmsa::Vmm;
 
 const PAGE: usize = 4096;
-/// Where the chip pretends that VMSAs lie.
-const VMSA_GPA: u64 = 0xffff_ffff_f000;
 /// More than any firmware asks for; a bound on the work that a strange one can cause.
 const SECTION_LEN_MAX: u32 = 64 << 20;
 const VCPUS_MAX: u32 = 4096;
@@ -79,6 +80,9 @@ pub enum MeasureError {
          (Debian package ovmf-amdsev)"
     )]
     NoKernelHashes,
+    /// The IGVM file isn't one that can be launched so.
+    #[error(transparent)]
+    Igvm(#[from] IgvmError),
     /// Impossible number of vCPUs.
     #[error("{0} vCPUs: expected 1 to {VCPUS_MAX}")]
     Vcpus(u32),
@@ -217,11 +221,11 @@ pub fn snp(launch: &SnpLaunch<'_>) -> Result<[u8; 48], MeasureError> {
             context.page(PageKind::Cpuid, section.gpa.into(), [0; 48]);
         }
     }
-    let vmsa = |eip| Sha384::digest(vmsa::page(eip, launch.guest_features, launch.vcpu, launch.vmm)).into();
-    context.page(PageKind::Vmsa, VMSA_GPA, vmsa(vmsa::BSP_EIP));
+    let vmsa = |eip| vmsa::page(eip, launch.guest_features, launch.vcpu, launch.vmm);
+    context.vmsa(vmsa::VMSA_GPA, &vmsa(vmsa::BSP_EIP));
     let others = vmsa(firmware.ap_eip());
     for _ in 1..launch.vcpus {
-        context.page(PageKind::Vmsa, VMSA_GPA, others);
+        context.vmsa(vmsa::VMSA_GPA, &others);
     }
     Ok(context.digest)
 }
@@ -292,6 +296,10 @@ impl Context {
                 Sha384::digest(page).into(),
             );
         }
+    }
+
+    fn vmsa(&mut self, gpa: u64, vmsa: &[u8; PAGE]) {
+        self.page(PageKind::Vmsa, gpa, Sha384::digest(vmsa).into());
     }
 
     fn blank_pages(&mut self, kind: PageKind, section: &Section) {
