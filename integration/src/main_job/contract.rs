@@ -301,7 +301,7 @@ impl Job {
         let started = Instant::now();
         self.start_hostd(&host.config)?;
         self.wait("hostd to adopt its VMs", Duration::from_secs(20), |job| {
-            let answer = world::output(&mut job.hostd(&host.config, &["contracts"])?)?;
+            let answer = world::output(&mut job.hostd(&["contracts"])?)?;
             let text = String::from_utf8_lossy(&answer.stdout).into_owned();
             Ok((answer.status.success() && text.contains(&rented.id.short())).then_some(()))
         })?;

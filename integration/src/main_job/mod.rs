@@ -111,11 +111,11 @@ impl Job {
         self.forge(&ledger, &first)?;
         let access = self.verify_alone(&ledger, &first)?;
         self.connect(&first, &access)?;
-        self.own_name(&ledger, &host, &first, &access)?;
+        self.own_name(&ledger, &first, &access)?;
         let second = self.rent(&ledger, &ledger.bob, 2)?;
         self.follow_until_active(&ledger, &second)?;
         self.neighbours_are_strangers(&ledger, &first, &access, &second)?;
-        self.strangers_name(&host, &second)?;
+        self.strangers_name(&second)?;
         self.kill_hostd(&ledger, &host, &first, &access)?;
         self.extend_and_cancel(&ledger, &host, &first, &second)?;
         self.books(&ledger)

@@ -10,23 +10,17 @@ use ledger::name_proof::{record_name, record_value};
 use super::Job;
 use super::contract::{OWN_NAME, Rented};
 use super::developer::Access;
-use super::setting::{Host, Ledger};
+use super::setting::Ledger;
 use super::world::{self, Place};
 use crate::dns;
 
 impl Job {
     /// Not routed, then proved, then routed: to the attested key.
-    pub(super) fn own_name(
-        &mut self,
-        ledger: &Ledger,
-        host: &Host,
-        rented: &Rented,
-        access: &Access,
-    ) -> Result<()> {
+    pub(super) fn own_name(&mut self, ledger: &Ledger, rented: &Rented, access: &Access) -> Result<()> {
         let started = Instant::now();
         self.report
             .heading("step 8", &format!("alice proves that {OWN_NAME} is hers"));
-        let before = self.name_at_hostd(host, rented)?;
+        let before = self.name_at_hostd(rented)?;
         self.report.say(&before.line());
         ensure!(!before.routed, "routed without a proof: {before:?}");
         ensure!(
@@ -43,7 +37,7 @@ impl Job {
             .say(&format!("alice publishes: {record} TXT \"{value}\""));
         dns::serve(&mut self.world, &[(record, value)])?;
         let after = self.wait("hostd to see the record", Duration::from_secs(15), |job| {
-            Ok(Some(job.name_at_hostd(host, rented)?).filter(|name| name.routed))
+            Ok(Some(job.name_at_hostd(rented)?).filter(|name| name.routed))
         })?;
         self.report.say(&after.line());
         let page = self.run(self.curl_own_name(access))?;
@@ -60,9 +54,9 @@ impl Job {
     }
 
     /// Bob has asked for the same name.
-    pub(super) fn strangers_name(&mut self, host: &Host, rented: &Rented) -> Result<()> {
+    pub(super) fn strangers_name(&mut self, rented: &Rented) -> Result<()> {
         let name = self.wait("hostd to look up bob's name", Duration::from_secs(15), |job| {
-            Ok(Some(job.name_at_hostd(host, rented)?).filter(|name| name.why.is_some()))
+            Ok(Some(job.name_at_hostd(rented)?).filter(|name| name.why.is_some()))
         })?;
         self.report.say(&format!("bob wants it too: {}", name.line()));
         ensure!(
@@ -72,8 +66,8 @@ impl Job {
         Ok(())
     }
 
-    fn name_at_hostd(&self, host: &Host, rented: &Rented) -> Result<OwnName> {
-        let lines: Vec<ContractLine> = self.json(self.hostd(&host.config, &["--json", "contracts"])?)?;
+    fn name_at_hostd(&self, rented: &Rented) -> Result<OwnName> {
+        let lines: Vec<ContractLine> = self.json(self.hostd(&["--json", "contracts"])?)?;
         let line = lines.into_iter().find(|line| line.id == rented.id.to_string());
         line.and_then(|line| line.own_name)
             .context("hostd doesn't show the contract's own name")

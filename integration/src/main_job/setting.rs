@@ -175,7 +175,7 @@ impl Job {
                     job.json(job.decent(ledger, &ledger.alice, &["--json", "offerings"])?)?;
                 Ok(offerings.into_iter().next())
             })?;
-        let stock = self.run(self.hostd(&config, &["inventory"])?)?;
+        let stock = self.run(self.hostd(&["inventory"])?)?;
         self.report.say(stock.trim_end());
         ensure!(
             offering.host == key.principal,
@@ -225,13 +225,12 @@ impl Job {
     }
 
     /// An operator's command on the host.
-    pub fn hostd(&self, config: &Path, args: &[&str]) -> Result<Command> {
+    pub fn hostd(&self, args: &[&str]) -> Result<Command> {
         let mut command = self.program(Place::Host, "hostd")?;
         command
             .arg("--socket")
             .arg(self.world.path("run/hostd.sock"))
             .args(args);
-        let _ = config;
         Ok(command)
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, ensure};
 use hostd::surface::model::Explanation;
 
-use super::setting::{Host, Ledger};
+use super::setting::Ledger;
 use super::world::{self, Place};
 use super::{Job, Options};
 use crate::timeline::Timeline;
@@ -24,14 +24,14 @@ pub struct Sample {
 pub fn sample(options: &Options, count: u64) -> Result<Vec<Sample>> {
     super::with_job(options, |job| {
         let ledger = job.start_ledger()?;
-        let host = job.start_host(&ledger)?;
-        (1..=count).map(|nth| job.sample(&ledger, &host, nth)).collect()
+        job.start_host(&ledger)?;
+        (1..=count).map(|nth| job.sample(&ledger, nth)).collect()
     })
     .map(|(samples, _)| samples)
 }
 
 impl Job {
-    fn sample(&mut self, ledger: &Ledger, host: &Host, nth: u64) -> Result<Sample> {
+    fn sample(&mut self, ledger: &Ledger, nth: u64) -> Result<Sample> {
         let rented = self.rent(ledger, &ledger.alice, nth)?;
         let paid = SystemTime::now() - rented.paid.elapsed();
         self.follow_until_active(ledger, &rented)?;
@@ -51,7 +51,7 @@ impl Job {
         })?;
         let id = rented.id.to_string();
         let timeline = self.wait("hostd to confirm", Duration::from_secs(10), |job| {
-            let explanation: Explanation = job.json(job.hostd(&host.config, &["--json", "explain", &id])?)?;
+            let explanation: Explanation = job.json(job.hostd(&["--json", "explain", &id])?)?;
             Ok(Timeline::new(paid, &explanation.steps))
         })?;
         self.run(self.decent(ledger, &ledger.alice, &["contract", "cancel", &id])?)?;
