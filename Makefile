@@ -43,6 +43,7 @@ build: setup ## build all programs
 agent: setup ## build the guest's programs: static, for the tenant image
 	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --profile guest --target x86_64-unknown-linux-gnu \
 	  -p attestation --no-default-features --features agent --bin attest
+	@size=$$(stat -c %s $(AGENT)); (( size < 2 * 1024 * 1024 )) || { echo "the agent has $$size bytes (at most 2 MiB)"; exit 1; }
 	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --profile guest --target x86_64-unknown-linux-gnu \
 	  -p image-builder --no-default-features --features guest --bin guest-setup
 

@@ -49,11 +49,8 @@ impl Composite {
         let more = usize::from(!self.gpus.is_empty()) + usize::from(self.host.is_some());
         self.vm.encode(&mut cbor, more);
         if !self.gpus.is_empty() {
-            cbor.uint(3).array(self.gpus.len());
-            for gpu in &self.gpus {
-                cbor.array(2).bytes(&gpu.report);
-                encode_certificates(&mut cbor, &gpu.certificates);
-            }
+            cbor.uint(3);
+            encode_gpus(&mut cbor, &self.gpus);
         }
         if let Some(host) = &self.host {
             cbor.uint(4).bytes(&host.to_cbor());
@@ -73,8 +70,7 @@ impl Composite {
         if more == 2 || more == 1 && d.probe().u8().is_ok_and(|key| key == 3) {
             field(d, 3)?;
             more -= 1;
-            let gpus = length(d, "the GPUs", GPUS_MAX, Decoder::array)?;
-            composite.gpus = (0..gpus).map(|_| gpu(d)).collect::<Result<_, _>>()?;
+            composite.gpus = decode_gpus(d)?;
         }
         if more == 1 {
             field(d, 4)?;
@@ -87,6 +83,38 @@ impl Composite {
         }
         Ok(composite)
     }
+}
+
+/// GPUs' evidence by itself: field 3 of a composite, as a collector in the VM gives it.
+pub fn gpus_to_cbor(gpus: &[GpuEvidence]) -> Vec<u8> {
+    let mut cbor = Writer::default();
+    encode_gpus(&mut cbor, gpus);
+    cbor.into_bytes()
+}
+
+/// Reads what [`gpus_to_cbor`] made, and nothing else, within bounds.
+pub fn gpus_from_cbor(cbor: &[u8]) -> Result<Vec<GpuEvidence>, EvidenceError> {
+    if cbor.len() > COMPOSITE_LEN_MAX {
+        return Err(EvidenceError::TooLong { len: cbor.len() });
+    }
+    let gpus = decode_gpus(&mut Decoder::new(cbor))?;
+    if gpus_to_cbor(&gpus) != cbor {
+        return Err(EvidenceError::NotCanonical);
+    }
+    Ok(gpus)
+}
+
+fn encode_gpus(cbor: &mut Writer, gpus: &[GpuEvidence]) {
+    cbor.array(gpus.len());
+    for gpu in gpus {
+        cbor.array(2).bytes(&gpu.report);
+        encode_certificates(cbor, &gpu.certificates);
+    }
+}
+
+fn decode_gpus(d: &mut Decoder<'_>) -> Result<Vec<GpuEvidence>, EvidenceError> {
+    let count = length(d, "the GPUs", GPUS_MAX, Decoder::array)?;
+    (0..count).map(|_| gpu(d)).collect()
 }
 
 fn gpu(d: &mut Decoder<'_>) -> Result<GpuEvidence, EvidenceError> {

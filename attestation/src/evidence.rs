@@ -31,8 +31,8 @@ const REPORT_LEN_MAX: usize = 8 * 1024;
 const QUOTE_LEN_MAX: usize = 16 * 1024;
 /// The longest event log that evidence carries, in bytes; real ones have up to 20 KiB before their padding.
 pub(crate) const EVENT_LOG_LEN_MAX: usize = 128 * 1024;
-const CERTIFICATES_MAX: usize = 8;
-const CERTIFICATE_LEN_MAX: usize = 8 * 1024;
+pub(crate) const CERTIFICATES_MAX: usize = 8;
+pub(crate) const CERTIFICATE_LEN_MAX: usize = 8 * 1024;
 const SSH_KEY_LEN_MAX: usize = 1024;
 const TLS_SPKI_LEN_MAX: usize = 1024;
 const VERSION: u8 = 1;

@@ -58,7 +58,7 @@ pub use binding::{
     Binding, GPU_NONCE_DOMAIN, HOST_QUOTE_DOMAIN, REPORT_DATA_DOMAIN, gpu_nonce, host_qualifying_data,
 };
 pub use bundle::{Bundle, BundleError};
-pub use composite::{COMPOSITE_LEN_MAX, Composite};
+pub use composite::{COMPOSITE_LEN_MAX, Composite, gpus_from_cbor, gpus_to_cbor};
 #[cfg(feature = "sim")]
 pub use crypto::forget_signatures;
 pub use endorsements::{Endorsements, EndorsementsError};

@@ -206,6 +206,8 @@ pub struct Config {
     pub agent: PathBuf,
     /// The seed reader, a static binary.
     pub guest_setup: PathBuf,
+    /// What collects the GPUs' evidence for the agent, for images that have NVIDIA's driver.
+    pub gpu_collector: Option<PathBuf>,
     /// The image directory.
     pub output: PathBuf,
     /// The firmware, or none for images that only plain VMs boot.
@@ -232,6 +234,7 @@ struct File {
     compression: Compression,
     agent: PathBuf,
     guest_setup: PathBuf,
+    gpu_collector: Option<PathBuf>,
     output: PathBuf,
     firmware: Option<FirmwareFile>,
 }
@@ -321,6 +324,7 @@ impl Config {
             compression: file.compression,
             agent: base.join(file.agent),
             guest_setup: base.join(file.guest_setup),
+            gpu_collector: file.gpu_collector.map(|program| base.join(program)),
             output: base.join(file.output),
             firmware,
             firmware_sha256,

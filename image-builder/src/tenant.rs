@@ -225,6 +225,7 @@ pub fn build(config: &Config, options: &Options<'_>) -> Result<Built, BuildError
     let progress = options.progress;
     let agent = static_binary(&config.agent)?;
     let guest_setup = static_binary(&config.guest_setup)?;
+    let gpu_collector = config.gpu_collector.as_deref().map(program).transpose()?;
     let agent_version = version_of(&config.agent)?;
 
     let lock = match &config.lock {
@@ -282,6 +283,10 @@ pub fn build(config: &Config, options: &Options<'_>) -> Result<Built, BuildError
     let tree = progress.step("userland: put together", || {
         let mut tree = read_tar("root", &root_set.tar, |path| !excluded(config, path))?;
         assemble(&mut tree, &agent, &guest_setup)?;
+        if let Some((collector, _)) = &gpu_collector {
+            // The agent's service looks for it there.
+            place(&mut tree, "usr/bin/attest-gpu", 0o755, collector)?;
+        }
         let load = modules::install(
             &mut tree,
             &kernel_tree,
@@ -503,16 +508,24 @@ fn firmware(config: &Config, set: Option<&Fetched>) -> Result<Option<Vec<u8>>, B
 }
 
 fn static_binary(path: &Path) -> Result<Vec<u8>, BuildError> {
+    match program(path)? {
+        (content, false) => Ok(content),
+        (_, true) => Err(BuildError::Binary {
+            path: path.to_owned(),
+            reason: "it is linked dynamically".to_owned(),
+        }),
+    }
+}
+
+/// A program, and whether it needs a dynamic loader.
+fn program(path: &Path) -> Result<(Vec<u8>, bool), BuildError> {
     let fail = |reason: String| BuildError::Binary {
         path: path.to_owned(),
         reason,
     };
     let content = fs::read(path).map_err(|e| fail(e.to_string()))?;
-    match elf::needs_loader(&content) {
-        Ok(false) => Ok(content),
-        Ok(true) => Err(fail("it is linked dynamically".to_owned())),
-        Err(error) => Err(fail(error.to_string())),
-    }
+    let needs_loader = elf::needs_loader(&content).map_err(|e| fail(e.to_string()))?;
+    Ok((content, needs_loader))
 }
 
 fn version_of(path: &Path) -> Result<String, BuildError> {

@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use attestation::agent::report::{certificate_table, simulator_answer, simulator_question};
-use attestation::agent::{Deframer, SIMULATOR_PORT, frame};
+use attestation::agent::simulator::{self, SIMULATOR_PORT};
+use attestation::agent::table::Table;
+use attestation::agent::{Deframer, frame};
 use attestation::sim::{Launch, Platform};
 use image_builder::manifest::Manifest;
 
@@ -162,11 +163,11 @@ impl Machine {
             while let Ok(len @ 1..) = guest.read(&mut buffer) {
                 frames.push(&buffer[..len]);
                 while let Some(next) = frames.next_frame() {
-                    let question = simulator_question(&next.unwrap()).unwrap();
+                    let question = simulator::read_question(&next.unwrap()).unwrap();
                     let report = platform.report(&launch, &question).unwrap();
-                    let table = certificate_table(&platform.certificates());
+                    let table = Table::of_chain(&platform.certificates());
                     guest
-                        .write_all(&frame(&simulator_answer(&report, &table)))
+                        .write_all(&frame(&simulator::answer(&report, &table)))
                         .unwrap();
                 }
             }

@@ -3,7 +3,7 @@
 /// First bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"DCA1";
 /// The longest content of a frame, in bytes.
-pub const FRAME_LEN_MAX: usize = 256 * 1024;
+pub const FRAME_LEN_MAX: usize = 512 * 1024;
 const HEAD: usize = 8;
 
 /// What is wrong with the stream. The reader stays usable: it looks for the next magic.

@@ -3,12 +3,12 @@
 //! Over the virtio-serial port `org.decentcloud.agent.0` or vsock port 4040, in both directions:
 //!
 //! ```text
-//! frame    = "DCA1" ‖ u32 BE length (at most 256 KiB) ‖ CBOR
+//! frame    = "DCA1" ‖ u32 BE length (at most 512 KiB) ‖ CBOR
 //! request  = [id: uint, 0]                                              Hello
 //!          / [id, 1, ledger: bytes ≤ 29, contract: 32 bytes, nonce: 32 bytes]   Evidence
 //!          / [id, 2]                                                    Shutdown
 //! response = [id, 0]                                                    Ok
-//!          / [id, 1, evidence: bytes]                                   Evidence (CBOR of crate::Evidence)
+//!          / [id, 1, evidence: bytes]                                   Evidence (CBOR of crate::Composite, host left out)
 //!          / [id, 2, version: text, platform: text]                     Hello
 //!          / [id, 3, message: text ≤ 1 KiB]                             Error
 //! ```
@@ -16,13 +16,23 @@
 //! A virtio-serial port has no connections: whoever opens it may find the tail of an old answer. So a reader looks for
 //! the magic, takes bounded frames only, and the host ignores answers to questions it didn't ask ([`Deframer`]).
 
+#[cfg(feature = "agent")]
+mod device;
 mod frame;
-#[cfg(any(feature = "agent", feature = "sim"))]
+#[cfg(feature = "agent")]
+pub mod gpus;
+#[cfg(feature = "agent")]
 pub mod platform;
-#[cfg(any(feature = "agent", feature = "sim"))]
+#[cfg(feature = "agent")]
+mod quote_service;
+#[cfg(feature = "agent")]
 pub mod report;
 #[cfg(feature = "agent")]
 pub mod serve;
+pub mod simulator;
+pub mod table;
+#[cfg(feature = "agent")]
+mod tsm;
 
 use minicbor::Decoder;
 
@@ -32,10 +42,10 @@ use crate::cbor::Writer;
 
 /// Name of the virtio-serial port that the agent serves.
 pub const AGENT_PORT: &str = "org.decentcloud.agent.0";
-/// Name of the virtio-serial port behind which a simulated SNP chip answers. Real machines have none.
-pub const SIMULATOR_PORT: &str = "org.decentcloud.snp-sim.0";
 /// The vsock port that the agent listens on.
 pub const VSOCK_PORT: u32 = 4040;
+/// The longest evidence that an agent sends, in bytes: room for a VM with a full board of GPUs and NVSwitches.
+pub const AGENT_EVIDENCE_LEN_MAX: usize = 480 * 1024;
 /// The longest error message, in bytes.
 pub const ERROR_LEN_MAX: usize = 1024;
 const LEDGER_LEN_MAX: usize = 29;
@@ -82,7 +92,7 @@ pub struct Response {
 pub enum ResponseBody {
     /// Done.
     Ok,
-    /// CBOR of [`crate::Evidence`], not yet read.
+    /// CBOR of [`crate::Composite`] without its host, not yet read.
     Evidence(Vec<u8>),
     /// Who is there.
     Hello {
@@ -173,7 +183,7 @@ impl Response {
         let body = match (r.uint("a kind")?, len) {
             (0, 2) => ResponseBody::Ok,
             (1, 3) => ResponseBody::Evidence(
-                r.bytes(0..=crate::EVIDENCE_LEN_MAX, "evidence is at most 64 KiB long")?
+                r.bytes(0..=AGENT_EVIDENCE_LEN_MAX, "evidence is at most 480 KiB long")?
                     .to_vec(),
             ),
             (2, 4) => ResponseBody::Hello {

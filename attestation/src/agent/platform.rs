@@ -19,7 +19,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::SIMULATOR_PORT;
+use super::simulator::SIMULATOR_PORT;
 
 /// AMD 24593, 15.34.10.
 const SEV_STATUS: u64 = 0xc001_0131;

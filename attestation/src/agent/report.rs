@@ -1,154 +1,240 @@
-//! Where a guest gets its report or quote from: the kernel's configfs-tsm (Linux 6.7 and newer; `Documentation/ABI/
-//! testing/configfs-tsm-report`), or, in a simulated VM, the simulator's virtio-serial port. No ioctl, no `unsafe`.
+//! Where a guest gets its report or quote from.
 //!
+//! | platform | asked first | and then |
+//! |---|---|---|
+//! | SEV-SNP | configfs-tsm | `/dev/sev-guest`, with the host's certificate table |
+//! | TDX | `/dev/tdx_guest` and the host's quote service over vsock (milliseconds) | configfs-tsm (about a second) |
+//! | simulated | the simulator's virtio-serial port | |
+//!
+//! Whatever answers, the report must be over what was asked. If nothing does, the error names what each of them said.
 //! A TD's firmware leaves its event log where ACPI's CCEL table says; the kernel shows it as a file.
 //!
 //! [`Platform`] decides whom to ask: a VM whose memory is protected never asks a port that its host gave it.
 
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use minicbor::Decoder;
+use sha2::{Digest, Sha384};
 
+use super::device::{self, SEV_GUEST, TD_REPORT_LEN, TDX_GUEST};
 use super::platform::{Platform, PlatformError};
-use super::{Deframer, SIMULATOR_PORT, frame};
-use crate::CpuEvidence;
-use crate::cbor::Writer;
+use super::table::Table;
+use super::tsm::{self, TSM, TsmReport};
+use super::{Deframer, frame, quote_service, simulator};
 use crate::evidence::EVENT_LOG_LEN_MAX;
 use crate::snp::Report;
+use crate::{CpuEvidence, tdx};
 
-const TSM: &str = "/sys/kernel/config/tsm/report";
 const CCEL: &str = "/sys/firmware/acpi/tables/data/CCEL";
 /// How many bytes of a CCEL area's padding are kept: the last record's data may end with the same byte.
 const CCEL_PADDING: usize = 64;
-/// One entry of the certificate table of an extended guest request (AMD 56421, GHCB, 4.1.8.1): GUID, offset, length.
-const TABLE_ENTRY: usize = 24;
-
-/// The simulator's one message.
-const SIMULATOR_REPORT: u64 = 1;
-
-/// Where reports come from in this VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReportSource {
-    /// The kernel.
-    ConfigfsTsm,
-    /// The simulator's port.
-    Simulator,
-}
+/// `REPORTMACSTRUCT.REPORTTYPE.TYPE` of a TD's report (Intel 348551, TDREPORT_STRUCT; all offsets are its).
+const TD_REPORT_TYPE: u8 = 0x81;
 
 /// No report.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
-    /// The kernel or the port gave an error.
-    #[error("cannot {what}: {why}")]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// Why not.
-        why: io::Error,
-    },
-    /// Another kind of platform.
-    #[error("the kernel's report provider is {0:?}; this agent knows sev_guest and tdx_guest")]
-    Provider(String),
-    /// A quote comes by way of the host, so inside the VM it says nothing before somebody verified it.
-    #[error("this is a TDX guest, and this image can't read MRCONFIGID from the TDX module yet")]
-    LaunchOfTdx,
+    /// Nobody gives one; what each that was asked said.
+    #[error("no report from {}", Named(.0))]
+    NoSource(Vec<(&'static str, String)>),
+    /// The launch was bound to something that is no contract id.
+    #[error("MRCONFIGID of this TD is no contract id: {0}, where the last 16 bytes should be zeroes")]
+    NoContract(String),
     /// Unknown whom to ask.
     #[error(transparent)]
     Platform(#[from] PlatformError),
     /// The answer is not one.
-    #[error("the platform's answer is malformed")]
-    Malformed,
+    #[error("{0}")]
+    Malformed(&'static str),
 }
 
-/// What this VM's launch was bound to: `HOST_DATA` of a fresh report. `None`: an ordinary VM, of which nobody knows.
+struct Named<'a>(&'a [(&'static str, String)]);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = self.0.iter().map(|(source, why)| format!("{source} ({why})"));
+        f.write_str(&parts.collect::<Vec<_>>().join(", nor from "))
+    }
+}
+
+/// Everything that may answer in a VM; tests put others in its place.
+trait Sources {
+    fn tsm(&self, report_data: &[u8; 64]) -> Result<TsmReport, String>;
+    /// Report and certificate table.
+    fn sev_guest(&self, report_data: &[u8; 64]) -> Result<(Vec<u8>, Vec<u8>), String>;
+    fn tdx_guest(&self, report_data: &[u8; 64]) -> Result<[u8; TD_REPORT_LEN], String>;
+    fn quote_service(&self, td_report: &[u8; TD_REPORT_LEN]) -> Result<Vec<u8>, String>;
+    fn simulator(&self, report_data: &[u8; 64]) -> Result<(Vec<u8>, Vec<u8>), String>;
+    /// The CCEL area.
+    fn event_log(&self) -> Option<Vec<u8>>;
+}
+
+/// This VM.
+struct ThisMachine;
+
+impl Sources for ThisMachine {
+    fn tsm(&self, report_data: &[u8; 64]) -> Result<TsmReport, String> {
+        tsm::report(Path::new(TSM), report_data).map_err(|e| e.to_string())
+    }
+
+    fn sev_guest(&self, report_data: &[u8; 64]) -> Result<(Vec<u8>, Vec<u8>), String> {
+        device::snp_report(report_data).map_err(|e| e.to_string())
+    }
+
+    fn tdx_guest(&self, report_data: &[u8; 64]) -> Result<[u8; TD_REPORT_LEN], String> {
+        device::td_report(report_data).map_err(|e| e.to_string())
+    }
+
+    fn quote_service(&self, td_report: &[u8; TD_REPORT_LEN]) -> Result<Vec<u8>, String> {
+        quote_service::quote(td_report).map_err(|e| e.to_string())
+    }
+
+    fn simulator(&self, report_data: &[u8; 64]) -> Result<(Vec<u8>, Vec<u8>), String> {
+        ask_simulator(report_data).map_err(|e| e.to_string())
+    }
+
+    fn event_log(&self) -> Option<Vec<u8>> {
+        fs::read(CCEL).ok()
+    }
+}
+
+/// The evidence of this VM's CPU over `report_data`, with the certificates or the event log that belong to it.
+pub fn cpu_evidence(platform: Platform, report_data: &[u8; 64]) -> Result<CpuEvidence, ReportError> {
+    evidence_of(&ThisMachine, platform, report_data)
+}
+
+/// The contract id that the launch of this VM was bound to: `HOST_DATA`, or `MRCONFIGID` less its padding. `None`: an
+/// ordinary VM, of which nobody knows.
 ///
-/// The report's signature isn't checked. On SEV-SNP none is needed: kernel and chip speak over a channel whose key the
-/// launch gave to this VM alone (AMD 56860, guest messages), so the host can drop an answer, but can't make one.
-pub fn host_data() -> Result<Option<[u8; 32]>, ReportError> {
-    let source = match Platform::detect()? {
-        Platform::SevSnp => ReportSource::ConfigfsTsm,
-        Platform::Tdx => return Err(ReportError::LaunchOfTdx),
-        Platform::Simulated => ReportSource::Simulator,
-        Platform::Plain => return Ok(None),
-    };
-    let question = [0; 64];
-    let CpuEvidence::SevSnp { report, .. } = source.report(&question)? else {
-        return Err(ReportError::Malformed);
-    };
-    let report = Report::parse(&report).map_err(|_| ReportError::Malformed)?;
-    if report.report_data() != question {
-        return Err(ReportError::Malformed);
-    }
-    Ok(Some(report.host_data()))
+/// No signature is checked, because none is needed. On SEV-SNP, kernel and chip speak over a channel whose key the launch
+/// gave to this VM alone (AMD 56860, guest messages), so the host can drop an answer, but can't make one. On TDX the
+/// answer is the TDX module's own, to a TDCALL that never leaves the CPU; quotes, which come by way of the host, are of
+/// no use here.
+pub fn launched_for() -> Result<Option<[u8; 32]>, ReportError> {
+    contract_in(&ThisMachine, Platform::detect()?)
 }
 
-impl ReportSource {
-    /// Whom a VM of this kind asks; `None`: nobody, it is an ordinary one.
-    pub fn of(platform: Platform) -> Option<Self> {
-        match platform {
-            Platform::SevSnp | Platform::Tdx => Some(Self::ConfigfsTsm),
-            Platform::Simulated => Some(Self::Simulator),
-            Platform::Plain => None,
+fn contract_in(sources: &impl Sources, platform: Platform) -> Result<Option<[u8; 32]>, ReportError> {
+    let question = [0; 64];
+    match platform {
+        Platform::Plain => Ok(None),
+        Platform::SevSnp | Platform::Simulated => {
+            let CpuEvidence::SevSnp { report, .. } = evidence_of(sources, platform, &question)? else {
+                return Err(ReportError::Malformed(
+                    "an SNP guest got something else than a report",
+                ));
+            };
+            let report = Report::parse(&report);
+            let report = report.map_err(|_| ReportError::Malformed("the report is malformed"))?;
+            Ok(Some(report.host_data()))
         }
-    }
-
-    /// A report or quote over `report_data`, with the certificates or the event log that belong to it.
-    pub fn report(self, report_data: &[u8; 64]) -> Result<CpuEvidence, ReportError> {
-        match self {
-            Self::ConfigfsTsm => configfs(Path::new(TSM), Path::new(CCEL), report_data),
-            Self::Simulator => {
-                let (report, table) = simulator(report_data)?;
-                let certificates = certificates(&table);
-                Ok(CpuEvidence::SevSnp { report, certificates })
+        Platform::Tdx => {
+            let report = sources
+                .tdx_guest(&question)
+                .map_err(|why| ReportError::NoSource(vec![(TDX_GUEST, why)]))?;
+            let config = mr_config_id(&report, &question)?;
+            match config.split_first_chunk() {
+                Some((contract, padding)) if padding.iter().all(|byte| *byte == 0) => Ok(Some(*contract)),
+                _ => Err(ReportError::NoContract(hex::encode(config))),
             }
         }
     }
 }
 
-fn io(what: &'static str) -> impl Fn(io::Error) -> ReportError {
-    move |why| ReportError::Io { what, why }
+/// `MRCONFIGID` of a TDREPORT that is whole: of a TD, over what was asked, and its parts belong together.
+fn mr_config_id(report: &[u8; TD_REPORT_LEN], question: &[u8; 64]) -> Result<[u8; 48], ReportError> {
+    let malformed = ReportError::Malformed;
+    let (mac, td_info) = (&report[..256], &report[512..]);
+    if mac[0] != TD_REPORT_TYPE {
+        return Err(malformed("the TDREPORT isn't one of a TD"));
+    }
+    if mac[128..192] != question[..] {
+        return Err(malformed("the TDREPORT answers another question"));
+    }
+    // TEE_INFO_HASH is under the MAC, TDINFO_STRUCT only by way of it.
+    if mac[80..128] != Sha384::digest(td_info)[..] {
+        return Err(malformed("TEE_INFO_HASH of the TDREPORT isn't of its TDINFO"));
+    }
+    // Behind ATTRIBUTES, XFAM and MRTD.
+    td_info[64..112]
+        .try_into()
+        .map_err(|_| malformed("the TDREPORT is too short"))
 }
 
-/// An entry of configfs-tsm; removed when dropped.
-struct Entry(PathBuf);
+fn evidence_of(
+    sources: &impl Sources,
+    platform: Platform,
+    report_data: &[u8; 64],
+) -> Result<CpuEvidence, ReportError> {
+    type Source<'a> = (&'static str, &'a dyn Fn() -> Result<CpuEvidence, String>);
+    let tsm = || from_tsm(sources.tsm(report_data)?, sources);
+    let sev_guest = || sources.sev_guest(report_data).map(snp);
+    let quote_service = || {
+        let report = sources
+            .tdx_guest(report_data)
+            .map_err(|why| format!("{TDX_GUEST}: {why}"))?;
+        Ok(td(sources.quote_service(&report)?, sources))
+    };
+    let simulator = || sources.simulator(report_data).map(snp);
+    const TSM: &str = "configfs-tsm";
+    let ways: &[Source<'_>] = match platform {
+        Platform::SevSnp => &[(TSM, &tsm), (SEV_GUEST, &sev_guest)],
+        Platform::Tdx => &[("the host's quote service", &quote_service), (TSM, &tsm)],
+        Platform::Simulated => &[("the simulator", &simulator)],
+        Platform::Plain => return Ok(CpuEvidence::None),
+    };
+    let mut failed = Vec::new();
+    for (source, ask) in ways {
+        match ask().and_then(|evidence| answers(evidence, platform, report_data)) {
+            Ok(evidence) => return Ok(evidence),
+            Err(why) => failed.push((*source, why)),
+        }
+    }
+    Err(ReportError::NoSource(failed))
+}
 
-impl Drop for Entry {
-    fn drop(&mut self) {
-        // Nothing depends on it: a leftover entry costs a few bytes.
-        let _ = fs::remove_dir(&self.0);
+/// The evidence, if it is of this platform and over what was asked.
+fn answers(evidence: CpuEvidence, platform: Platform, question: &[u8; 64]) -> Result<CpuEvidence, String> {
+    let answered = match (&evidence, platform) {
+        (CpuEvidence::SevSnp { report, .. }, Platform::SevSnp | Platform::Simulated) => {
+            Report::parse(report).ok().map(|report| report.report_data())
+        }
+        (CpuEvidence::Tdx { quote, .. }, Platform::Tdx) => tdx::report_data(quote),
+        _ => return Err("evidence of another platform".to_owned()),
+    };
+    match answered {
+        Some(data) if data == *question => Ok(evidence),
+        Some(_) => Err("its report answers another question".to_owned()),
+        None => Err("its report is malformed".to_owned()),
     }
 }
 
-fn configfs(tsm: &Path, ccel: &Path, report_data: &[u8; 64]) -> Result<CpuEvidence, ReportError> {
-    let entry = Entry(tsm.join("dc-agent"));
-    match fs::create_dir(&entry.0) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(io("create a report entry")(e)),
-        _ => {}
+fn from_tsm(answer: TsmReport, sources: &impl Sources) -> Result<CpuEvidence, String> {
+    match answer.provider.as_str() {
+        "sev_guest" => Ok(snp((answer.report, answer.auxiliary))),
+        "tdx_guest" => Ok(td(answer.report, sources)),
+        other => Err(format!("its provider is {other:?}, not sev_guest or tdx_guest")),
     }
-    fs::write(entry.0.join("inblob"), report_data).map_err(io("write the report data"))?;
-    let provider = fs::read_to_string(entry.0.join("provider")).map_err(io("read the provider"))?;
-    let outblob = || fs::read(entry.0.join("outblob")).map_err(io("read the report"));
-    match provider.trim() {
-        "sev_guest" => {
-            let report = outblob()?;
-            // Hosts that give no certificates have an empty table; the verifier's caller then brings them.
-            let table = fs::read(entry.0.join("auxblob")).unwrap_or_default();
-            let certificates = certificates(&table);
-            Ok(CpuEvidence::SevSnp { report, certificates })
-        }
-        "tdx_guest" => {
-            let quote = outblob()?;
-            // Firmware without measured boot has no log; then the registers stand for themselves.
-            let event_log = fs::read(ccel).ok().map(without_padding);
-            let event_log = event_log.filter(|log| (1..=EVENT_LOG_LEN_MAX).contains(&log.len()));
-            Ok(CpuEvidence::Tdx { quote, event_log })
-        }
-        other => Err(ReportError::Provider(other.to_owned())),
+}
+
+/// Hosts that give no certificates have an empty table; the verifier's caller then brings them.
+fn snp((report, table): (Vec<u8>, Vec<u8>)) -> CpuEvidence {
+    let Table { certificates, faults } = Table::parse(&table);
+    for fault in faults {
+        eprintln!("attest: the host's certificate table: {fault}");
     }
+    CpuEvidence::SevSnp { report, certificates }
+}
+
+/// Firmware without measured boot has no log; then the registers stand for themselves.
+fn td(quote: Vec<u8>, sources: &impl Sources) -> CpuEvidence {
+    let event_log = sources.event_log().map(without_padding);
+    let event_log = event_log.filter(|log| (1..=EVENT_LOG_LEN_MAX).contains(&log.len()));
+    CpuEvidence::Tdx { quote, event_log }
 }
 
 /// A CCEL area without most of the `FF` behind its last record: it has 64 KiB and more, mostly empty.
@@ -175,166 +261,25 @@ pub fn open_port(name: &str, within: Duration) -> io::Result<File> {
     }
 }
 
-/// The simulator's wire: `[1, report_data]` is answered by `[1, report, certificate table]`, in the agent's frames.
-fn simulator(report_data: &[u8; 64]) -> Result<(Vec<u8>, Vec<u8>), ReportError> {
-    let mut port =
-        open_port(SIMULATOR_PORT, Duration::from_secs(1)).map_err(io("open the simulator's port"))?;
-    let mut question = Writer::default();
-    question.array(2).uint(SIMULATOR_REPORT).bytes(report_data);
-    port.write_all(&frame(&question.into_bytes()))
-        .map_err(io("ask the simulator"))?;
+fn ask_simulator(report_data: &[u8; 64]) -> io::Result<(Vec<u8>, Vec<u8>)> {
+    let mut port = open_port(simulator::SIMULATOR_PORT, Duration::from_secs(1))?;
+    port.write_all(&frame(&simulator::question(report_data)))?;
     let (mut frames, mut buffer) = (Deframer::new(), [0; 4096]);
     loop {
         match frames.next_frame() {
-            Some(Ok(content)) => return sim_answer(&content).ok_or(ReportError::Malformed),
+            Some(Ok(content)) => {
+                return simulator::read_answer(&content).ok_or(io::ErrorKind::InvalidData.into());
+            }
             Some(Err(_)) => continue,
             None => {}
         }
-        let len = port.read(&mut buffer).map_err(io("read from the simulator"))?;
+        let len = port.read(&mut buffer)?;
         if len == 0 {
-            return Err(io("read from the simulator")(io::ErrorKind::UnexpectedEof.into()));
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
         frames.push(&buffer[..len]);
     }
 }
 
-/// The simulator's side: the report data that a guest asks about.
-pub fn simulator_question(content: &[u8]) -> Option<[u8; 64]> {
-    let mut d = Decoder::new(content);
-    if d.array().ok()? != Some(2) || d.u64().ok()? != SIMULATOR_REPORT {
-        return None;
-    }
-    d.bytes().ok()?.try_into().ok()
-}
-
-/// The simulator's side: its answer.
-pub fn simulator_answer(report: &[u8], table: &[u8]) -> Vec<u8> {
-    let mut answer = Writer::default();
-    answer.array(3).uint(SIMULATOR_REPORT).bytes(report).bytes(table);
-    answer.into_bytes()
-}
-
-fn sim_answer(content: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
-    let mut d = Decoder::new(content);
-    if d.array().ok()? != Some(3) || d.u64().ok()? != SIMULATOR_REPORT {
-        return None;
-    }
-    Some((d.bytes().ok()?.to_vec(), d.bytes().ok()?.to_vec()))
-}
-
-/// The DER certificates of a certificate table, whatever their GUIDs say: the verifier sorts them.
-fn certificates(table: &[u8]) -> Vec<Vec<u8>> {
-    let mut found = Vec::new();
-    for entry in table.chunks_exact(TABLE_ENTRY) {
-        if entry.iter().all(|b| *b == 0) {
-            break;
-        }
-        let number =
-            |at: usize| u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]]) as usize;
-        let (offset, len) = (number(16), number(20));
-        let Some(der) = offset.checked_add(len).and_then(|end| table.get(offset..end)) else {
-            break;
-        };
-        if der.first() == Some(&0x30) && found.len() < 4 {
-            found.push(der.to_vec());
-        }
-    }
-    found
-}
-
-/// A certificate table with these certificates: the VEK first, then its issuers.
-pub fn certificate_table(certificates: &[Vec<u8>]) -> Vec<u8> {
-    /// VCEK, ASK, ARK, as the GHCB specification names them.
-    const GUIDS: [u128; 3] = [
-        0x63da758d_e664_4564_adc5_f4b93be8accd,
-        0x4ab7b379_bbac_4fe4_a02f_05aef327c782,
-        0xc0b406a4_a803_4952_9743_3fb6014cd0ae,
-    ];
-    let mut offset = TABLE_ENTRY * (certificates.len().min(GUIDS.len()) + 1);
-    let (mut table, mut bodies) = (Vec::new(), Vec::new());
-    for (guid, der) in GUIDS.iter().zip(certificates) {
-        table.extend(guid.to_be_bytes());
-        table.extend((offset as u32).to_le_bytes());
-        table.extend((der.len() as u32).to_le_bytes());
-        bodies.extend_from_slice(der);
-        offset += der.len();
-    }
-    table.extend([0; TABLE_ENTRY]);
-    table.extend(bodies);
-    table
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A folder in the shape of configfs-tsm, as far as a file system can be one: the entry is there already.
-    fn tsm(provider: &str, files: &[(&str, &[u8])]) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        let entry = folder.path().join("dc-agent");
-        fs::create_dir(&entry).unwrap();
-        fs::write(entry.join("provider"), format!("{provider}\n")).unwrap();
-        for (name, content) in files {
-            fs::write(entry.join(name), content).unwrap();
-        }
-        folder
-    }
-
-    #[test]
-    fn the_kernels_provider_says_what_the_report_is() {
-        let no_log = Path::new("/nonexistent");
-        let table = certificate_table(&[vec![0x30, 1, 2]]);
-        let snp = tsm("sev_guest", &[("outblob", b"report"), ("auxblob", &table)]);
-        let want = CpuEvidence::SevSnp {
-            report: b"report".to_vec(),
-            certificates: vec![vec![0x30, 1, 2]],
-        };
-        assert_eq!(configfs(snp.path(), no_log, &[7; 64]).unwrap(), want);
-        let asked = fs::read(snp.path().join("dc-agent/inblob")).unwrap();
-        assert_eq!(asked, [7; 64]);
-
-        let tdx = tsm("tdx_guest", &[("outblob", b"quote")]);
-        let quote = b"quote".to_vec();
-        let want = CpuEvidence::Tdx {
-            quote: quote.clone(),
-            event_log: None,
-        };
-        assert_eq!(configfs(tdx.path(), no_log, &[7; 64]).unwrap(), want);
-        let log = tdx.path().join("CCEL");
-        for (area, want) in [
-            (
-                [&b"log\xff"[..], &[0xff; 65536]].concat(),
-                Some([&b"log"[..], &[0xff; 64]].concat()),
-            ),
-            (b"log".to_vec(), Some(b"log".to_vec())),
-            (vec![0xff; 100], None),
-            (vec![], None),
-            (vec![1; EVENT_LOG_LEN_MAX + 1], None),
-        ] {
-            fs::write(&log, area).unwrap();
-            let want = CpuEvidence::Tdx {
-                quote: quote.clone(),
-                event_log: want,
-            };
-            assert_eq!(configfs(tdx.path(), &log, &[7; 64]).unwrap(), want);
-        }
-
-        let arm = tsm("arm_cca_guest", &[("outblob", b"token")]);
-        assert!(matches!(
-            configfs(arm.path(), no_log, &[7; 64]),
-            Err(ReportError::Provider(_))
-        ));
-        assert!(configfs(no_log, no_log, &[7; 64]).is_err());
-    }
-
-    #[test]
-    fn a_certificate_table_gives_back_what_went_in_and_lies_are_cut_off() {
-        let certificates_in = vec![vec![0x30, 1, 2], vec![0x30, 3], vec![0x30]];
-        let table = certificate_table(&certificates_in);
-        assert_eq!(certificates(&table), certificates_in);
-        let mut lying = table.clone();
-        lying[20..24].copy_from_slice(&u32::MAX.to_le_bytes());
-        assert_eq!(certificates(&lying), Vec::<Vec<u8>>::new());
-        assert_eq!(certificates(&[]), Vec::<Vec<u8>>::new());
-    }
-}
+mod tests;

@@ -9,10 +9,19 @@ use std::path::{Path, PathBuf};
 use der::{Decode, Encode};
 use x509_cert::Certificate;
 
-use super::platform::Platform;
-use super::report::{self, ReportSource};
-use super::{Deframer, Request, RequestBody, Response, ResponseBody, frame};
-use crate::{Binding, Evidence, GuestKeys};
+use super::gpus::{self, COLLECTOR_TIME_MAX};
+use super::platform::{Platform, PlatformError};
+use super::{AGENT_EVIDENCE_LEN_MAX, Deframer, Request, RequestBody, Response, ResponseBody, frame, report};
+use crate::{Binding, Composite, Evidence, GuestKeys, gpu_nonce};
+
+/// What the agent speaks for.
+#[derive(Clone, Debug, Default)]
+pub struct Guest {
+    /// The VM's public keys.
+    pub keys: KeyFiles,
+    /// Program that collects the GPUs' evidence ([`gpus`]). `None`: the VM has no GPUs.
+    pub gpu_collector: Option<PathBuf>,
+}
 
 /// Where the agent finds the public keys that the VM made for itself.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +50,15 @@ pub enum AgentError {
     /// No report.
     #[error(transparent)]
     Report(#[from] report::ReportError),
+    /// Unknown whether this VM has one to give.
+    #[error(transparent)]
+    Platform(#[from] PlatformError),
+    /// No evidence of the GPUs.
+    #[error(transparent)]
+    Gpus(#[from] gpus::CollectorError),
+    /// More than an answer holds.
+    #[error("evidence of {0} bytes (at most {AGENT_EVIDENCE_LEN_MAX})")]
+    TooLong(usize),
 }
 
 impl KeyFiles {
@@ -118,7 +136,7 @@ fn tls_spki(content: &[u8]) -> Result<Vec<u8>, String> {
 
 /// Answers questions on one stream until it ends. A virtio-serial port reads as ended while no host has it open: the
 /// caller opens it again or waits.
-pub fn serve(stream: &mut (impl Read + Write), keys: &KeyFiles) -> io::Result<()> {
+pub fn serve(stream: &mut (impl Read + Write), guest: &Guest) -> io::Result<()> {
     let mut frames = Deframer::new();
     let mut buffer = [0; 4096];
     loop {
@@ -134,18 +152,18 @@ pub fn serve(stream: &mut (impl Read + Write), keys: &KeyFiles) -> io::Result<()
                 continue;
             };
             let id = request.id;
-            let body = answer(request.body, keys).unwrap_or_else(|e| ResponseBody::Error(e.to_string()));
+            let body = answer(request.body, guest).unwrap_or_else(|e| ResponseBody::Error(e.to_string()));
             stream.write_all(&frame(&Response { id, body }.to_cbor()))?;
             stream.flush()?;
         }
     }
 }
 
-fn answer(body: RequestBody, keys: &KeyFiles) -> Result<ResponseBody, AgentError> {
+fn answer(body: RequestBody, guest: &Guest) -> Result<ResponseBody, AgentError> {
     match body {
         RequestBody::Hello => Ok(ResponseBody::Hello {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            platform: match Platform::detect().map_err(report::ReportError::from)? {
+            platform: match Platform::detect()? {
                 Platform::SevSnp | Platform::Simulated => "sev-snp",
                 Platform::Tdx => "tdx",
                 Platform::Plain => "none",
@@ -157,19 +175,23 @@ fn answer(body: RequestBody, keys: &KeyFiles) -> Result<ResponseBody, AgentError
             contract,
             nonce,
         } => {
-            let guest_keys = keys.read()?;
+            let guest_keys = guest.keys.read()?;
             let report_data = Binding {
                 ledger: &ledger,
                 contract,
                 nonce,
             }
             .report_data(&guest_keys);
-            let platform = Platform::detect().map_err(report::ReportError::from)?;
-            let cpu = match ReportSource::of(platform) {
-                Some(source) => source.report(&report_data)?,
-                None => crate::CpuEvidence::None,
-            };
-            Ok(ResponseBody::Evidence(Evidence { cpu, guest_keys }.to_cbor()))
+            let cpu = report::cpu_evidence(Platform::detect()?, &report_data)?;
+            let mut evidence = Composite::from(Evidence { cpu, guest_keys });
+            if let Some(collector) = &guest.gpu_collector {
+                evidence.gpus = gpus::collect(collector, &gpu_nonce(&report_data), COLLECTOR_TIME_MAX)?;
+            }
+            let evidence = evidence.to_cbor();
+            match evidence.len() {
+                0..=AGENT_EVIDENCE_LEN_MAX => Ok(ResponseBody::Evidence(evidence)),
+                len => Err(AgentError::TooLong(len)),
+            }
         }
         RequestBody::Shutdown => {
             // PID 1 of busybox and systemd both understand SIGUSR2/SIGTERM differently; the command is the common way.

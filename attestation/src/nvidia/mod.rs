@@ -13,6 +13,7 @@
 //! | `fwid` | the firmware's identity in the leaf certificate (TCG DICE) |
 //! | `rim` | reference manifests: SWID tags with an XML signature |
 //! | `ocsp` | revocation (RFC 6960) |
+//! | `collect` (feature `gpu`) | the guest's side: evidence of its GPUs by NVML |
 //!
 //! What a report can't show: that the GPU is in *this* VM. Its nonce is derived from the VM's own report, so that the VM
 //! asked it; and only the VM's driver, which is measured, could have asked another machine's.
@@ -20,6 +21,8 @@
 mod appraise;
 mod authenticate;
 mod claims;
+#[cfg(feature = "gpu")]
+pub mod collect;
 mod evidence;
 mod fwid;
 mod measurement;

@@ -1,7 +1,7 @@
 //! Asks the agent in a VM for evidence.
 //!
 //! Everything behind the socket is the tenant's: it may be silent, babble, send a length of 1 GiB, or never stop. So a
-//! frame has at most 256 KiB (`attestation::agent`), one ask reads at most [`READ_MAX`] bytes in all, and the caller's
+//! frame has at most 512 KiB (`attestation::agent`), one ask reads at most [`READ_MAX`] bytes in all, and the caller's
 //! time limit covers connecting, writing and reading.
 
 use std::path::Path;
@@ -151,7 +151,11 @@ impl AgentPort for GuestAgent {
             Err(_) => return Err(AgentError::Silent(format!("no answer in {within:?}"))),
         };
         // Parsed, not believed: the ledger verifies. But what isn't evidence at all needn't travel there.
-        match attestation::Evidence::from_cbor(&evidence) {
+        // The host's own quote is not the guest's to give.
+        match attestation::Composite::from_cbor(&evidence) {
+            Ok(composite) if composite.host.is_some() => Err(AgentError::Garbage(
+                "its evidence has a host's quote, which no guest can give".into(),
+            )),
             Ok(_) => Ok(evidence),
             Err(error) => Err(AgentError::Garbage(format!(
                 "what it calls evidence isn't: {error}"
@@ -199,13 +203,14 @@ mod tests {
         result
     }
 
+    fn composite() -> attestation::Composite {
+        let guest_keys = attestation::GuestKeys::default();
+        let cpu = attestation::CpuEvidence::None;
+        attestation::Evidence { cpu, guest_keys }.into()
+    }
+
     fn evidence() -> Vec<u8> {
-        let keys = attestation::GuestKeys::default();
-        attestation::Evidence {
-            cpu: attestation::CpuEvidence::None,
-            guest_keys: keys,
-        }
-        .to_cbor()
+        composite().to_cbor()
     }
 
     fn answer(id: u64, body: ResponseBody) -> Vec<u8> {
@@ -221,6 +226,24 @@ mod tests {
             bytes
         });
         assert_eq!(got.await.unwrap(), evidence());
+    }
+
+    #[tokio::test]
+    async fn a_full_board_of_gpus_fits_and_a_host_quote_from_a_guest_does_not_pass() {
+        let mut full = composite();
+        // 8 GPUs and 4 switches, each with the longest report and chain that NVML gives.
+        let gpu = attestation::nvidia::GpuEvidence::new(vec![1; 8192], vec![vec![0x30; 1024]; 5]);
+        full.gpus = vec![gpu; 12];
+        let bytes = full.to_cbor();
+        let (sent, want) = (bytes.clone(), bytes);
+        let got = asked(|id| answer(id, ResponseBody::Evidence(sent))).await;
+        assert_eq!(got.unwrap(), want);
+
+        let mut forged = composite();
+        forged.host = Some(attestation::tpm::TpmEvidence::default());
+        let bytes = forged.to_cbor();
+        let error = asked(|id| answer(id, ResponseBody::Evidence(bytes))).await;
+        assert!(matches!(error, Err(AgentError::Garbage(_))), "{error:?}");
     }
 
     #[tokio::test]

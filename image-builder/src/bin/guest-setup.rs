@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use attestation::agent::platform::Platform;
-use attestation::agent::report::host_data;
+use attestation::agent::report::launched_for;
 use image_builder::guest::{self, SeedError};
 
 const REFUSED: u8 = 3;
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
 }
 
 fn set_up(seed: &Path, out: &Path) -> ExitCode {
-    let launched = match host_data() {
+    let launched = match launched_for() {
         Ok(launched) => launched,
         Err(error) => {
             eprintln!(

@@ -109,7 +109,7 @@ fn port(guest_end: &OwnedFd) -> [String; 4] {
             "nr": 2,
             "chardev": "snpsim",
             "id": "snpsim0",
-            "name": attestation::agent::SIMULATOR_PORT,
+            "name": attestation::agent::simulator::SIMULATOR_PORT,
         })
         .to_string(),
     ]

@@ -4,7 +4,8 @@ use std::fs;
 use std::io::{Read, Write};
 
 use anyhow::{Context, Result, ensure};
-use attestation::agent::report::{certificate_table, simulator_answer, simulator_question};
+use attestation::agent::simulator;
+use attestation::agent::table::Table;
 use attestation::agent::{Deframer, frame};
 use attestation::measure::{DirectBoot, GUEST_FEATURES, Vmm, snp};
 use attestation::sim::{Launch, Platform};
@@ -35,7 +36,7 @@ pub fn measure(launch: &SnpLaunch) -> Result<Launch> {
 
 /// Answers one guest's questions until its VM ends.
 pub fn serve(platform: &Platform, launch: &Launch, from: &mut impl Read, to: &mut impl Write) -> Result<()> {
-    let table = certificate_table(&platform.certificates());
+    let table = Table::of_chain(&platform.certificates());
     let (mut frames, mut buffer) = (Deframer::new(), [0; 4096]);
     loop {
         let len = from.read(&mut buffer)?;
@@ -45,12 +46,12 @@ pub fn serve(platform: &Platform, launch: &Launch, from: &mut impl Read, to: &mu
         frames.push(&buffer[..len]);
         while let Some(next) = frames.next_frame() {
             // A guest that writes garbage gets no answer, as from a firmware that doesn't know the message.
-            let Some(report_data) = next.ok().and_then(|content| simulator_question(&content)) else {
+            let Some(report_data) = next.ok().and_then(|content| simulator::read_question(&content)) else {
                 continue;
             };
             let report = platform.report(launch, &report_data)?;
             ensure!(report.len() == 1184, "a report has 1,184 bytes");
-            to.write_all(&frame(&simulator_answer(&report, &table)))?;
+            to.write_all(&frame(&simulator::answer(&report, &table)))?;
             to.flush()?;
         }
     }

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use attestation::agent::report::open_port;
-use attestation::agent::serve::{KeyFiles, serve};
+use attestation::agent::serve::{Guest, serve};
 use attestation::agent::{AGENT_PORT, VSOCK_PORT};
 use vsock::{VMADDR_CID_ANY, VsockListener};
 
@@ -15,20 +15,23 @@ const HELP: &str = "\
 Answers the host's questions for evidence, for as long as the VM runs.
 
 Usage: attest agent [--ssh-host-key FILE] [--tls-cert FILE] [--wireguard FILE]
-                    [--settings FILE]
+                    [--settings FILE] [--gpu-collector PROGRAM]
 
   --ssh-host-key FILE  OpenSSH .pub file of the VM's SSH host key
   --tls-cert FILE      certificate (PEM or DER) of the VM's TLS server; its key is what counts
   --wireguard FILE     the VM's WireGuard public key, base64
   --settings FILE      digest of the settings that the VM applied, in hex (guest-setup writes it)
+  --gpu-collector PROGRAM
+                       what gives the GPUs' evidence: `attest-gpu`, where the VM has the driver
 
 It listens on the virtio-serial port org.decentcloud.agent.0 and on vsock port 4040, whichever the VM has. Reports come
-from the kernel (configfs-tsm). A VM without confidential hardware gives its keys only.
+from the kernel (configfs-tsm, /dev/sev-guest), quotes also from the host's quote service (vsock port 4050). A VM
+without confidential hardware gives its keys only.
 ";
 
 pub(crate) fn main() -> ExitCode {
     match options() {
-        Ok(Some(keys)) => run(keys),
+        Ok(Some(guest)) => run(&guest),
         Ok(None) => {
             print!("{HELP}");
             ExitCode::SUCCESS
@@ -40,9 +43,10 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-fn options() -> Result<Option<KeyFiles>, lexopt::Error> {
+fn options() -> Result<Option<Guest>, lexopt::Error> {
     use lexopt::prelude::*;
-    let mut keys = KeyFiles::default();
+    let mut guest = Guest::default();
+    let keys = &mut guest.keys;
     let mut parser = lexopt::Parser::from_env();
     while let Some(argument) = parser.next()? {
         match argument {
@@ -51,20 +55,21 @@ fn options() -> Result<Option<KeyFiles>, lexopt::Error> {
             Long("tls-cert") => keys.tls_certificate = Some(PathBuf::from(parser.value()?)),
             Long("wireguard") => keys.wireguard = Some(PathBuf::from(parser.value()?)),
             Long("settings") => keys.settings = Some(PathBuf::from(parser.value()?)),
+            Long("gpu-collector") => guest.gpu_collector = Some(PathBuf::from(parser.value()?)),
             Long("help") | Short('h') => return Ok(None),
             other => return Err(other.unexpected()),
         }
     }
-    Ok(Some(keys))
+    Ok(Some(guest))
 }
 
-fn run(keys: KeyFiles) -> ExitCode {
+fn run(guest: &Guest) -> ExitCode {
     let serial = {
-        let keys = keys.clone();
-        thread::spawn(move || serve_serial(&keys))
+        let guest = guest.clone();
+        thread::spawn(move || serve_serial(&guest))
     };
     if Path::new("/dev/vsock").exists() {
-        let error = serve_vsock(&keys);
+        let error = serve_vsock(guest);
         eprintln!("attest agent: vsock: {error}");
     }
     match serial.join() {
@@ -78,31 +83,33 @@ fn run(keys: KeyFiles) -> ExitCode {
 }
 
 /// Serves the port for ever; ends only if there is none or it breaks.
-fn serve_serial(keys: &KeyFiles) -> io::Result<()> {
+fn serve_serial(guest: &Guest) -> io::Result<()> {
     let mut port = open_port(AGENT_PORT, Duration::from_secs(10))?;
     loop {
-        serve(&mut port, keys)?;
+        serve(&mut port, guest)?;
         // The host hung up, or isn't there yet: reads end at once until somebody opens its side.
         thread::sleep(Duration::from_millis(50));
     }
 }
 
-/// One connection at a time: only the host connects, and it asks one question at a time.
-fn serve_vsock(keys: &KeyFiles) -> io::Error {
+/// One connection at a time: only the host connects, and it asks one question at a time. Ends only if nobody can listen.
+fn serve_vsock(guest: &Guest) -> io::Error {
+    /// A host that says nothing, or doesn't take the answer, must not keep the agent from the next one.
+    const PATIENCE: Option<Duration> = Some(Duration::from_secs(30));
     let listener = match VsockListener::bind_with_cid_port(VMADDR_CID_ANY, VSOCK_PORT) {
         Ok(listener) => listener,
         Err(error) => return error,
     };
     loop {
-        match listener.accept() {
-            Ok((mut stream, _)) => {
-                // A host that says nothing must not keep the agent from the next one.
-                let _ = stream.set_read_timeout(Some(Duration::from_secs(30)));
-                if let Err(error) = serve(&mut stream, keys) {
-                    eprintln!("attest agent: vsock: {error}");
-                }
-            }
-            Err(error) => return error,
+        let served = listener.accept().and_then(|(mut stream, _)| {
+            stream.set_read_timeout(PATIENCE)?;
+            stream.set_write_timeout(PATIENCE)?;
+            serve(&mut stream, guest)
+        });
+        if let Err(error) = served {
+            eprintln!("attest agent: vsock: {error}");
+            // An accept that fails at once must not spin.
+            thread::sleep(Duration::from_millis(50));
         }
     }
 }
