@@ -22,8 +22,20 @@ pub(crate) trait Crypto {
     /// ECDSA P-384 with SHA-384.
     fn p384_sha384(&self, key: &[u8], message: &[u8], signature: &[u8; 96]) -> bool;
 
+    /// ECDSA P-256 with SHA-384.
+    fn p256_sha384(&self, key: &[u8], message: &[u8], signature: &[u8; 64]) -> bool;
+
+    /// ECDSA P-384 with SHA-256.
+    fn p384_sha256(&self, key: &[u8], message: &[u8], signature: &[u8; 96]) -> bool;
+
     /// RSASSA-PSS with SHA-256, MGF1-SHA-256, salt of 32 bytes.
     fn rsa_pss_sha256(&self, key: &[u8], message: &[u8], signature: &[u8]) -> bool;
+
+    /// RSASSA-PSS with SHA-256, MGF1-SHA-256, the longest salt that the key has room for.
+    fn rsa_pss_sha256_long_salt(&self, key: &[u8], message: &[u8], signature: &[u8]) -> bool;
+
+    /// RSASSA-PSS with SHA-384, MGF1-SHA-384, the longest salt that the key has room for.
+    fn rsa_pss_sha384_long_salt(&self, key: &[u8], message: &[u8], signature: &[u8]) -> bool;
 
     /// RSASSA-PSS with SHA-384, MGF1-SHA-384, salt of 48 bytes.
     fn rsa_pss_sha384(&self, key: &[u8], message: &[u8], signature: &[u8]) -> bool;
@@ -63,7 +75,23 @@ impl Crypto for NoCrypto {
         false
     }
 
+    fn p256_sha384(&self, _: &[u8], _: &[u8], _: &[u8; 64]) -> bool {
+        false
+    }
+
+    fn p384_sha256(&self, _: &[u8], _: &[u8], _: &[u8; 96]) -> bool {
+        false
+    }
+
     fn rsa_pss_sha256(&self, _: &[u8], _: &[u8], _: &[u8]) -> bool {
+        false
+    }
+
+    fn rsa_pss_sha256_long_salt(&self, _: &[u8], _: &[u8], _: &[u8]) -> bool {
+        false
+    }
+
+    fn rsa_pss_sha384_long_salt(&self, _: &[u8], _: &[u8], _: &[u8]) -> bool {
         false
     }
 
@@ -145,9 +173,49 @@ mod tests {
     }
 
     #[test]
+    fn both_implementations_take_a_digest_of_another_length_than_the_curves() {
+        use p384::ecdsa::signature::hazmat::PrehashSigner;
+        use sha2::{Digest, Sha256, Sha384};
+        let message = b"a message";
+        let p256 = p256::ecdsa::SigningKey::from_slice(&[7; 32]).unwrap();
+        let p384 = p384::ecdsa::SigningKey::from_slice(&[7; 48]).unwrap();
+        let (key_256, key_384) = (
+            p256.verifying_key().to_sec1_point(false),
+            p384.verifying_key().to_sec1_point(false),
+        );
+        let long: p256::ecdsa::Signature = p256.sign_prehash(&Sha384::digest(message)).unwrap();
+        let short: p384::ecdsa::Signature = p384.sign_prehash(&Sha256::digest(message)).unwrap();
+        for crypto in BOTH {
+            for (row, rs) in ecdsa_cases::<64>(long.to_bytes().into()) {
+                let good = crypto.p256_sha384(key_256.as_bytes(), message, &rs);
+                assert_eq!(good, row == "good", "P-256 {row}");
+                assert!(!crypto.p256_sha384(key_256.as_bytes(), b"another", &rs));
+                assert!(!crypto.p256_sha256(key_256.as_bytes(), message, &rs));
+            }
+            for (row, rs) in ecdsa_cases::<96>(short.to_bytes().into()) {
+                let good = crypto.p384_sha256(key_384.as_bytes(), message, &rs);
+                assert_eq!(good, row == "good", "P-384 {row}");
+                assert!(!crypto.p384_sha256(key_384.as_bytes(), b"another", &rs));
+                assert!(!crypto.p384_sha384(key_384.as_bytes(), message, &rs));
+            }
+        }
+    }
+
+    #[test]
     fn both_implementations_give_the_same_verdicts_on_rsa() {
         type Check = fn(&dyn Crypto, &[u8], &[u8], &[u8]) -> bool;
-        let schemes: [(&str, &dyn signature::RsaEncoding, Check); 4] = [
+        use signature::RsaPssSaltLength::Max;
+        let schemes: [(&str, &dyn signature::RsaEncoding, Check); 6] = [
+            (
+                "PSS SHA-256, long salt",
+                &const { signature::RSA_PSS_SHA256.with_pss_salt_length(Max) },
+                |c, k, m, s| c.rsa_pss_sha256_long_salt(k, m, s),
+            ),
+            (
+                "PSS SHA-384, long salt",
+                &const { signature::RSA_PSS_SHA384.with_pss_salt_length(Max) },
+                |c, k, m, s| c.rsa_pss_sha384_long_salt(k, m, s),
+            ),
             ("PSS SHA-256", &signature::RSA_PSS_SHA256, |c, k, m, s| {
                 c.rsa_pss_sha256(k, m, s)
             }),

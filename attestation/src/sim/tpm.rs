@@ -7,7 +7,7 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeySize;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _,
-    RSA_PKCS1_SHA256, RSA_PSS_SHA384, RsaKeyPair,
+    RSA_PKCS1_SHA256, RSA_PSS_SHA256, RSA_PSS_SHA384, RsaKeyPair, RsaPssSaltLength,
 };
 
 use super::SimError;
@@ -28,8 +28,10 @@ pub enum AkKind {
     P384,
     /// RSA-2048, RSASSA with SHA-256.
     RsaSsa,
-    /// RSA-2048, RSAPSS with SHA-384.
+    /// RSA-2048, RSAPSS with SHA-384 and a salt as long as the digest.
     RsaPss,
+    /// RSA-2048, RSAPSS with SHA-256 and the longest salt.
+    RsaPssLongSalt,
 }
 
 enum Key {
@@ -52,7 +54,9 @@ impl Tpm {
         let key = match kind {
             AkKind::P256 => ec(&ECDSA_P256_SHA256_FIXED_SIGNING),
             AkKind::P384 => ec(&ECDSA_P384_SHA384_FIXED_SIGNING),
-            AkKind::RsaSsa | AkKind::RsaPss => RsaKeyPair::generate(KeySize::Rsa2048).map(Key::Rsa),
+            AkKind::RsaSsa | AkKind::RsaPss | AkKind::RsaPssLongSalt => {
+                RsaKeyPair::generate(KeySize::Rsa2048).map(Key::Rsa)
+            }
         };
         Ok(Self {
             kind,
@@ -77,6 +81,7 @@ impl Tpm {
             AkKind::P384 => (0x0023, 0x0018, 0x000c),
             AkKind::RsaSsa => (0x0001, 0x0014, 0x000b),
             AkKind::RsaPss => (0x0001, 0x0016, 0x000c),
+            AkKind::RsaPssLongSalt => (0x0001, 0x0016, 0x000b),
         };
         put(kind);
         put(0x000b); // names by SHA-256
@@ -152,7 +157,7 @@ impl Tpm {
             .map(Vec::as_slice)
             .collect();
         let hash = match self.kind {
-            AkKind::P256 | AkKind::RsaSsa => HashAlg::Sha256,
+            AkKind::P256 | AkKind::RsaSsa | AkKind::RsaPssLongSalt => HashAlg::Sha256,
             AkKind::P384 | AkKind::RsaPss => HashAlg::Sha384,
         };
         let digest = hash.digest(&values).unwrap_or_default();
@@ -169,6 +174,7 @@ impl Tpm {
             AkKind::P384 => (0x0018, 0x000c),
             AkKind::RsaSsa => (0x0014, 0x000b),
             AkKind::RsaPss => (0x0016, 0x000c),
+            AkKind::RsaPssLongSalt => (0x0016, 0x000b),
         };
         let mut out = [scheme.to_be_bytes(), hash.to_be_bytes()].concat();
         let mut sized = |bytes: &[u8]| {
@@ -187,6 +193,10 @@ impl Tpm {
                 let random = SystemRandom::new();
                 match self.kind {
                     AkKind::RsaPss => key.sign(&RSA_PSS_SHA384, &random, attest, &mut signature),
+                    AkKind::RsaPssLongSalt => {
+                        let scheme = &const { RSA_PSS_SHA256.with_pss_salt_length(RsaPssSaltLength::Max) };
+                        key.sign(scheme, &random, attest, &mut signature)
+                    }
                     _ => key.sign(&RSA_PKCS1_SHA256, &random, attest, &mut signature),
                 }
                 .map_err(cannot)?;

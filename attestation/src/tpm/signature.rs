@@ -10,12 +10,15 @@ const RSASSA: u16 = 0x0014;
 const RSAPSS: u16 = 0x0016;
 const ECDSA: u16 = 0x0018;
 
+/// Bytes of a number of P-384, the largest curve here.
+const HALF_MAX: usize = 48;
+
 /// A signature, read but not believed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signature {
     scheme: Scheme,
     hash: HashAlg,
-    /// RSA: as it is; ECDSA: r ‖ s, each of the curve's size.
+    /// RSA: as it is; ECDSA: r ‖ s, each of [`HALF_MAX`] bytes, since only the key says which curve it is.
     bytes: Vec<u8>,
 }
 
@@ -66,11 +69,10 @@ impl Signature {
         let bytes = match scheme {
             Scheme::RsaSsa | Scheme::RsaPss => reader.sized(512, "sig")?.to_vec(),
             Scheme::Ecdsa => {
-                let size = hash.size(); // SHA-256 goes with P-256, SHA-384 with P-384
-                let mut whole = Vec::with_capacity(2 * size);
+                let mut whole = Vec::with_capacity(2 * HALF_MAX);
                 for half in ["signatureR", "signatureS"] {
-                    let number = reader.sized(size, half)?; // perhaps without leading zeros
-                    whole.resize(whole.len() + size - number.len(), 0);
+                    let number = reader.sized(HALF_MAX, half)?; // perhaps without leading zeros
+                    whole.resize(whole.len() + HALF_MAX - number.len(), 0);
                     whole.extend(number);
                 }
                 whole
@@ -104,7 +106,21 @@ impl Signature {
         format!("{scheme} with {}", self.hash)
     }
 
-    /// Whether `key` made it over `message`. A PSS salt must be as long as the digest, as FIPS 186 TPMs make it.
+    /// r ‖ s as a curve of `WHOLE / 2` bytes has them; `None`: too large for it.
+    fn halves<const WHOLE: usize>(&self) -> Option<[u8; WHOLE]> {
+        let mut whole = [0; WHOLE];
+        for (number, half) in self.bytes.chunks(HALF_MAX).zip(whole.chunks_mut(WHOLE / 2)) {
+            let (zeros, number) = number.split_at_checked(HALF_MAX.checked_sub(WHOLE / 2)?)?;
+            half.copy_from_slice(number);
+            if zeros.iter().any(|byte| *byte != 0) {
+                return None;
+            }
+        }
+        Some(whole)
+    }
+
+    /// Whether `key` made it over `message`. A PSS salt is as long as the digest (TPMs in FIPS mode), or the longest that the
+    /// key has room for (all others; Part 1, B.7).
     pub(super) fn is_by(&self, key: &PublicKey, message: &[u8]) -> bool {
         let bytes = self.bytes.as_slice();
         match (self.scheme, self.hash, key) {
@@ -116,16 +132,24 @@ impl Signature {
             }
             (Scheme::RsaPss, HashAlg::Sha256, PublicKey::Rsa(key)) => {
                 CRYPTO.rsa_pss_sha256(key, message, bytes)
+                    || CRYPTO.rsa_pss_sha256_long_salt(key, message, bytes)
             }
             (Scheme::RsaPss, HashAlg::Sha384, PublicKey::Rsa(key)) => {
                 CRYPTO.rsa_pss_sha384(key, message, bytes)
+                    || CRYPTO.rsa_pss_sha384_long_salt(key, message, bytes)
             }
-            (Scheme::Ecdsa, HashAlg::Sha256, PublicKey::P256(key)) => bytes
-                .try_into()
-                .is_ok_and(|rs| CRYPTO.p256_sha256(key, message, rs)),
-            (Scheme::Ecdsa, HashAlg::Sha384, PublicKey::P384(key)) => bytes
-                .try_into()
-                .is_ok_and(|rs| CRYPTO.p384_sha384(key, message, rs)),
+            (Scheme::Ecdsa, HashAlg::Sha256, PublicKey::P256(key)) => self
+                .halves()
+                .is_some_and(|rs| CRYPTO.p256_sha256(key, message, &rs)),
+            (Scheme::Ecdsa, HashAlg::Sha384, PublicKey::P256(key)) => self
+                .halves()
+                .is_some_and(|rs| CRYPTO.p256_sha384(key, message, &rs)),
+            (Scheme::Ecdsa, HashAlg::Sha256, PublicKey::P384(key)) => self
+                .halves()
+                .is_some_and(|rs| CRYPTO.p384_sha256(key, message, &rs)),
+            (Scheme::Ecdsa, HashAlg::Sha384, PublicKey::P384(key)) => self
+                .halves()
+                .is_some_and(|rs| CRYPTO.p384_sha384(key, message, &rs)),
             _ => false,
         }
     }

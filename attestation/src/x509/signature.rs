@@ -18,8 +18,10 @@ const P256_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3
 const P384_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
 
 /// RSASSA-PSS-params: SHA-384, MGF1 with SHA-384, salt 48; the trailer field left out, or (AMD's own tools, against
-/// DER's rule for defaults) written down.
-const PSS_SHA384_PARAMS: [&str; 2] = [
+/// DER's rule for defaults) written down. A hash's own parameters are NULL or left out (RFC 4055, 2.1: both are to be read).
+const PSS_SHA384_PARAMS: [&str; 4] = [
+    "3030a00d300b0609608648016503040202a11a301806092a864886f70d010108300b0609608648016503040202a203020130",
+    "3035a00d300b0609608648016503040202a11a301806092a864886f70d010108300b0609608648016503040202a203020130a303020101",
     "3034a00f300d06096086480165030402020500a11c301a06092a864886f70d010108300d06096086480165030402020500a203020130",
     "3039a00f300d06096086480165030402020500a11c301a06092a864886f70d010108300d06096086480165030402020500a203020130a303020101",
 ];
@@ -112,6 +114,12 @@ impl Signed {
             }
             (PublicKey::P384(key), Algorithm::EcdsaSha384) => {
                 ecdsa_fixed::<48, 96>(signature).is_some_and(|rs| CRYPTO.p384_sha384(key, tbs, &rs))
+            }
+            (PublicKey::P256(key), Algorithm::EcdsaSha384) => {
+                ecdsa_fixed::<32, 64>(signature).is_some_and(|rs| CRYPTO.p256_sha384(key, tbs, &rs))
+            }
+            (PublicKey::P384(key), Algorithm::EcdsaSha256) => {
+                ecdsa_fixed::<48, 96>(signature).is_some_and(|rs| CRYPTO.p384_sha256(key, tbs, &rs))
             }
             _ => false,
         };

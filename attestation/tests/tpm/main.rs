@@ -48,7 +48,13 @@ fn pinning(tpm: &Tpm) -> Policy {
 
 #[test]
 fn a_quote_of_a_pinned_key_is_verified_with_every_kind_of_key() {
-    for kind in [AkKind::P256, AkKind::P384, AkKind::RsaSsa, AkKind::RsaPss] {
+    for kind in [
+        AkKind::P256,
+        AkKind::P384,
+        AkKind::RsaSsa,
+        AkKind::RsaPss,
+        AkKind::RsaPssLongSalt,
+    ] {
         let tpm = Tpm::create(kind).unwrap();
         let evidence = tpm.evidence(&pcrs(), NONCE).unwrap();
         let result = verify(&evidence, &pinning(&tpm));
