@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::nvidia::{self, GpuEvidence};
 use crate::snp::{REPORT_LEN, Report, SIGNED_LEN, certificate_claims};
 use crate::tpm::{self, AzureEvidence, TpmEvidence};
-use crate::{Composite, CpuEvidence, Evidence, EvidenceError, GuestKeys, snp, tdx};
+use crate::{Composite, CpuEvidence, Evidence, EvidenceError, GuestKeys, snp, tdx, wrapped};
 
 /// The first bytes of [`Composite::to_cbor`]: a map of three or more fields, whose first key is 0.
 const CBOR_STARTS: [[u8; 2]; 3] = [[0xa3, 0], [0xa4, 0], [0xa5, 0]];
@@ -59,6 +59,8 @@ pub enum AnyEvidenceError {
 impl AnyEvidence {
     /// Finds out what `content` is. What is known but malformed inside is for [`crate::verify_any`] to say.
     pub fn parse(content: &[u8]) -> Result<Self, AnyEvidenceError> {
+        // Some editors put a mark before text.
+        let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
         if let Some(found) = Self::parse_raw(content) {
             return found;
         }
@@ -95,10 +97,7 @@ impl AnyEvidence {
         if let Some(gpus) = nvidia::recognise(content) {
             return Some(gpus.map(Self::Gpu).map_err(malformed("GPU evidence")));
         }
-        quote_in_json(content).map(|quote| {
-            let event_log = None;
-            Ok(vm(CpuEvidence::Tdx { quote, event_log }))
-        })
+        wrapped::recognise(content).map(|cpu| Ok(vm(cpu)))
     }
 
     /// Every field, decoded; nothing is verified.
@@ -121,18 +120,6 @@ impl AnyEvidence {
     }
 }
 
-/// A TDX quote in the JSON that guests' agents (dstack's, for one) answer: `{"quote": "hexadecimal or base64", …}`. What
-/// else such an answer says isn't believed.
-fn quote_in_json(content: &[u8]) -> Option<Vec<u8>> {
-    #[derive(serde::Deserialize)]
-    struct Answer<'a> {
-        #[serde(borrow)]
-        quote: std::borrow::Cow<'a, str>,
-    }
-    let answer: Answer<'_> = serde_json::from_slice(content).ok()?;
-    decode_text(&answer.quote).filter(|quote| tdx::recognise(quote))
-}
-
 fn vm(cpu: CpuEvidence) -> AnyEvidence {
     let guest_keys = GuestKeys::default();
     AnyEvidence::Vm(Box::new(Evidence { cpu, guest_keys }.into()))
@@ -148,7 +135,7 @@ pub(crate) fn shown(bytes: &[u8]) -> Value {
 
 /// What text stands for; `None`: it is no such text.
 pub(crate) fn decode_text(text: &str) -> Option<Vec<u8>> {
-    let text = text.trim();
+    let text = text.trim_start_matches('\u{feff}').trim();
     let body = match text
         .strip_prefix("-----BEGIN ")
         .and_then(|rest| rest.split_once("-----"))
@@ -233,6 +220,15 @@ mod tests {
                 URL_SAFE_NO_PAD.encode(&report).into_bytes(),
             ),
             ("PEM", pem.into_bytes()),
+            ("a mark before text", format!("\u{feff}{base64}").into_bytes()),
+            (
+                "lines of 60 characters",
+                hex::encode(&report)
+                    .as_bytes()
+                    .chunks(60)
+                    .flat_map(|line| [line, b"\r\n"].concat())
+                    .collect(),
+            ),
             ("our encoding", evidence.to_cbor()),
             (
                 "our encoding as hex",

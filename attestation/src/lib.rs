@@ -42,6 +42,7 @@ mod result;
 mod roots;
 mod settings;
 mod verify;
+mod wrapped;
 mod x509;
 
 pub mod agent;

@@ -107,8 +107,12 @@ fn every_form_of_the_same_bytes_is_read() {
         assert_eq!(reasons(evidence), [], "{row}");
     }
     let mut future = new.clone();
-    future["version"] = json!(2);
+    future["version"] = json!(3);
     assert!(AnyEvidence::parse(future.to_string().as_bytes()).is_err());
+    // Version 2 says that the runtime data hold the nonce, too; these don't.
+    let mut second = new.clone();
+    second["version"] = json!(2);
+    assert_eq!(reasons(&second), [Reason::RuntimeDataMismatch]);
     for (field, value) in [
         ("hcl_report", json!(5)),
         ("hcl_report", json!("?")),

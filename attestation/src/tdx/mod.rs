@@ -132,6 +132,12 @@ pub(crate) fn claims(quote: &[u8]) -> Value {
     claims
 }
 
+/// A quote without the zeros that a buffer of fixed size has behind it. What is no quote stays as it is.
+pub(crate) fn without_padding(quote: &[u8]) -> &[u8] {
+    let padding = Quote::parse(quote).map_or(0, |quote| quote.padding());
+    &quote[..quote.len() - padding]
+}
+
 /// The `REPORTDATA` of a quote that may be believed or not; `None`: bytes that are no quote.
 pub(crate) fn report_data(quote: &[u8]) -> Option<[u8; 64]> {
     let quote = Quote::parse(quote).ok()?;

@@ -330,6 +330,14 @@ impl<'a> Quote<'a> {
         })
     }
 
+    /// How many zeros are behind the end, if nothing else is.
+    pub(crate) fn padding(&self) -> usize {
+        match self.trailing.iter().all(|byte| *byte == 0) {
+            true => self.trailing.len(),
+            false => 0,
+        }
+    }
+
     /// The bytes that the attestation key signed.
     pub(crate) fn signed(&self) -> &'a [u8] {
         &self.raw[..self.layout.signed_len()]

@@ -50,6 +50,8 @@ pub struct AzureEvidence {
     pub certificates: Vec<Vec<u8>>,
     /// The TDX quote, for VMs on TDX.
     pub td_quote: Option<Vec<u8>>,
+    /// The envelope (its version 2) says that the runtime data hold what the quote holds as qualifying data.
+    pub user_data_bound: bool,
 }
 
 /// A quote of the virtual TPM.
@@ -71,6 +73,7 @@ pub(super) fn recognise(content: &[u8]) -> Option<Result<AzureEvidence, String>>
             quote: None,
             certificates: Vec::new(),
             td_quote: None,
+            user_data_bound: false,
         }));
     }
     if !content.trim_ascii_start().starts_with(b"{") {
@@ -90,11 +93,14 @@ pub(super) fn recognise(content: &[u8]) -> Option<Result<AzureEvidence, String>>
 }
 
 fn from_json(json: &Value, report: &Value) -> Result<AzureEvidence, String> {
-    if let Some(version) = json.get("version")
-        && version.as_u64() != Some(1)
-    {
-        return Err(format!("version {version}; this verifier knows version 1"));
-    }
+    let user_data_bound = match json.get("version") {
+        None => false,
+        Some(version) => match version.as_u64() {
+            Some(1) => false,
+            Some(2) => true,
+            _ => return Err(format!("version {version}; this verifier knows versions 1 and 2")),
+        },
+    };
     let optional = |name: &str| json.get(name).filter(|value| !value.is_null());
     let quote = optional("tpm_quote").or_else(|| optional("quote"));
     let vcek = optional("vcek").map(|vcek| certificates(vcek).map_err(|e| format!("`vcek`: {e}")));
@@ -104,6 +110,7 @@ fn from_json(json: &Value, report: &Value) -> Result<AzureEvidence, String> {
         quote: quote.map(vtpm_quote).transpose()?,
         certificates: vcek.transpose()?.unwrap_or_default(),
         td_quote: td_quote.transpose()?,
+        user_data_bound,
     })
 }
 
@@ -491,6 +498,20 @@ fn vtpm(
     );
     checks.extend(appraised);
     super::part_of_a_vm(&mut checks);
+    if evidence.user_data_bound {
+        let user_data = hex::decode(&runtime.user_data).unwrap_or_default();
+        let rest = user_data.strip_prefix(authentic.quote.extra_data.as_slice());
+        let holds = rest.is_some_and(|rest| rest.iter().all(|byte| *byte == 0));
+        let expected = format!("{} and zeros", hex::encode(&authentic.quote.extra_data));
+        let reason = Reason::RuntimeDataMismatch;
+        checks.push(Check::of(
+            "authenticate.user-data",
+            holds,
+            reason,
+            expected,
+            &runtime.user_data,
+        ));
+    }
     (checks, proven)
 }
 

@@ -24,6 +24,7 @@ mod credential;
 #[cfg(feature = "tpm")]
 mod device;
 mod evidence;
+mod json;
 mod key;
 mod policy;
 mod reference;
@@ -64,6 +65,9 @@ pub(crate) enum Recognised {
 pub(crate) fn recognise(content: &[u8]) -> Option<Result<Recognised, String>> {
     if content.starts_with(&evidence::START) {
         return Some(TpmEvidence::from_cbor(content).map(Recognised::Tpm));
+    }
+    if let Some(found) = json::recognise(content) {
+        return Some(found.map(Recognised::Tpm));
     }
     azure::recognise(content).map(|found| found.map(Recognised::Azure))
 }
