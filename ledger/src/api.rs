@@ -70,8 +70,8 @@ pub const DCT: Amount = 1_000_000_000;
 /// The largest cloud-init user data of a contract, in bytes.
 pub const USER_DATA_MAX: usize = 64 * 1024;
 
-/// The largest evidence that `submit_evidence` takes, in bytes.
-pub const EVIDENCE_MAX: usize = 64 * 1024;
+/// The largest evidence that `submit_evidence` takes, in bytes: room for a VM with a full board of GPUs.
+pub const EVIDENCE_MAX: usize = 512 * 1024;
 
 /// What isolates the VM from its host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, CandidType, Serialize, Deserialize)]
@@ -516,7 +516,8 @@ pub struct RefuseArgs {
 pub struct SubmitEvidenceArgs {
     /// Which contract.
     pub contract: ContractId,
-    /// CBOR of `attestation::Evidence`, at most `EVIDENCE_MAX` bytes.
+    /// CBOR of `attestation::Composite` (a VM, alone or with its GPUs), or of an `attestation::Bundle` of that and its
+    /// makers' endorsements; at most `EVIDENCE_MAX` bytes.
     #[serde(with = "serde_bytes")]
     pub evidence: Vec<u8>,
     /// How the VM is reached.

@@ -241,14 +241,11 @@ impl Actor {
         };
         let channel = adapter.agent(&spec);
         let id = self.id;
+        let gpus = self.record().allocation.as_ref().map_or(0, |all| all.gpus.len());
+        let within = ctx.timing.agent_ask + GPU_TIME * u32::try_from(gpus).unwrap_or(u32::MAX);
         let asking = async {
             loop {
-                match ctx
-                    .host
-                    .agent
-                    .evidence(&channel, &ask, ctx.timing.agent_ask)
-                    .await
-                {
+                match ctx.host.agent.evidence(&channel, &ask, within).await {
                     Ok(evidence) => return evidence,
                     Err(AgentError::Silent(why)) => ctx.show(id, |live| live.last_error = Some(why)),
                     Err(error) => {
@@ -289,6 +286,9 @@ impl Actor {
         Ok(Vec::new())
     }
 }
+
+/// What a GPU may need for its evidence, on top of what the agent may need for the rest.
+const GPU_TIME: Duration = Duration::from_secs(5);
 
 /// A step that ran before has written this; only a bug or a journal edited by hand lacks it.
 fn missing() -> StepError {

@@ -4,11 +4,12 @@
 //! test root that the genesis names (then `trust` says `test-root`); `HOST_DATA` is the contract id; `REPORT_DATA` is
 //! [`attestation::Binding`] of this ledger, the contract, its nonce and the guest's keys and settings; the settings are
 //! the contract's SSH keys and user data, and the id is the one that salt and settings give; the measurement is one of the contract's; no part of the TCB version is below
-//! the floor; no debugging, no migration agent, VMPL 0. A plain VM's evidence is its host's word, given by the signed
+//! the floor; no debugging, no migration agent, VMPL 0; and as many GPUs as were paid for, no device twice, each bound to
+//! `REPORT_DATA` by its nonce and measured as NVIDIA's manifests say, which the host submits along. A plain VM's evidence is its host's word, given by the signed
 //! call itself.
 
 use attestation::snp::{TcbFloor, TcbFloors};
-use attestation::{Binding, CpuEvidence, Endorsements, Evidence, Policy, Requirement, Roots};
+use attestation::{Binding, Bundle, Composite, CpuEvidence, Endorsements, Policy, Requirement, Roots};
 use candid::Principal;
 
 use super::block::hash;
@@ -46,6 +47,22 @@ pub(super) fn roots(genesis: &Genesis) -> Result<Roots, String> {
         })
 }
 
+/// What a host submits: a VM's evidence, alone or with its makers' endorsements, which are believed as far as their
+/// signatures go.
+fn read(bytes: &[u8]) -> Result<(Composite, Endorsements), String> {
+    let mut endorsements = Endorsements::none();
+    let evidence = match Bundle::is_one(bytes) {
+        false => Composite::from_cbor(bytes),
+        true => {
+            let bundle = Bundle::from_cbor(bytes).map_err(|error| error.to_string())?;
+            let added = bundle.add_to(&mut endorsements);
+            added.map_err(|error| error.to_string())?;
+            Composite::from_cbor(&bundle.evidence)
+        }
+    };
+    Ok((evidence.map_err(|error| error.to_string())?, endorsements))
+}
+
 /// Verifies `bytes` for the contract at the ledger's time `now`.
 pub(super) fn appraise(
     genesis: &Genesis,
@@ -59,11 +76,15 @@ pub(super) fn appraise(
         reasons: vec![why],
         result: String::new(),
     };
-    let evidence = Evidence::from_cbor(bytes).map_err(|error| refused(format!("not evidence: {error}")))?;
+    let (evidence, endorsements) = read(bytes).map_err(|why| refused(format!("not evidence: {why}")))?;
+    if evidence.host.is_some() {
+        return Err(refused("this ledger takes no host's quote".to_owned()));
+    }
+    let (vm, gpus) = (&evidence.vm, contract.args.request.gpus as usize);
     let kind = contract.args.request.kind;
-    if kind == VmKind::Plain && evidence.cpu != CpuEvidence::None {
+    if kind == VmKind::Plain && (vm.cpu != CpuEvidence::None || !evidence.gpus.is_empty()) {
         return Err(refused(
-            "a plain contract takes its host's word, not a CPU's report".to_owned(),
+            "a plain contract takes its host's word, not a CPU's or GPU's report".to_owned(),
         ));
     }
     let roots = roots(genesis).map_err(|error| refused(format!("this ledger's genesis: {error}")))?;
@@ -82,7 +103,7 @@ pub(super) fn appraise(
             Policy {
                 allowed_measurements: Some(contract.args.allowed_measurements.iter().map(|m| m.0).collect()),
                 host_data: Some(contract.id.0),
-                report_data: Some(binding.report_data(&evidence.guest_keys)),
+                report_data: Some(binding.report_data(&vm.guest_keys)),
                 salt: Some(contract.salt.0),
                 settings: Some(settings_of(&contract.args)),
                 min_tcb: TcbFloors::all(TcbFloor {
@@ -92,13 +113,14 @@ pub(super) fn appraise(
                     snp: floor.snp,
                     microcode: floor.microcode,
                 }),
+                gpus: Some(gpus),
                 min_grade: attestation::Grade::HardwareVerified,
                 required: [Requirement::Freshness, Requirement::Measurement].into(),
                 ..Policy::default()
             }
         }
     };
-    let verdict = attestation::verify(&evidence, &Endorsements::none(), &roots, &policy, now / SECOND);
+    let verdict = attestation::verify_composite(&evidence, &endorsements, &roots, &policy, now / SECOND);
     let result = verdict.to_json().to_string();
     if !verdict.is_verified() {
         let mut reasons = verdict.failures();
@@ -127,7 +149,7 @@ pub(super) fn appraise(
         });
     }
     let trust = verdict.trust.to_string();
-    let chip = match &evidence.cpu {
+    let chip = match &vm.cpu {
         CpuEvidence::SevSnp { report, .. } => report
             .get(CHIP_ID)
             .filter(|id| id.iter().any(|byte| *byte != 0)) // all zero: masked, or signed by a VLEK

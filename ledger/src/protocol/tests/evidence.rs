@@ -123,7 +123,7 @@ fn only_the_host_submits_and_only_after_a_nonce() {
         panic!()
     };
     big.evidence = vec![0; EVIDENCE_MAX + 1];
-    world.refused(world.host, Command::SubmitEvidence(big), "evidence: 65537 bytes");
+    world.refused(world.host, Command::SubmitEvidence(big), "evidence: 524289 bytes");
     world.ok(world.host, world.plain_evidence(&id));
     world.refused(world.host, Command::ContractNonce(id), "accepted");
 }

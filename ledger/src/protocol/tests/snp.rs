@@ -2,8 +2,9 @@
 
 use std::sync::OnceLock;
 
-use attestation::sim::{Launch, Platform};
-use attestation::{Binding, CpuEvidence, Evidence, GuestKeys};
+use attestation::nvidia::GpuEvidence;
+use attestation::sim::{Gpu, GpuFacts, Launch, Platform, RimFacts};
+use attestation::{Binding, Bundle, Composite, CpuEvidence, Evidence, GuestKeys, gpu_nonce};
 
 use super::*;
 
@@ -115,10 +116,14 @@ fn evidence(platform: &Platform, guest: &Guest) -> Evidence {
 }
 
 fn submit(world: &mut World, id: &ContractId, evidence: &Evidence) -> Result<Reply, LedgerError> {
+    submit_bytes(world, id, evidence.to_cbor())
+}
+
+fn submit_bytes(world: &mut World, id: &ContractId, evidence: Vec<u8>) -> Result<Reply, LedgerError> {
     let host = world.contract(id).host;
     let args = SubmitEvidenceArgs {
         contract: *id,
-        evidence: evidence.to_cbor(),
+        evidence,
         endpoint: Endpoint {
             address: "203.0.113.1".into(),
             names: vec![],
@@ -318,4 +323,116 @@ fn one_chip_can_not_pose_as_two_hosts() {
     };
     assert!(reasons[0].contains("another host"), "{reasons:?}");
     assert_eq!(world.contract(&id).state, ContractState::Accepted);
+}
+
+/// A host with two GPUs; the ledger also trusts the maker of this one.
+fn world_with(gpu: &Gpu) -> World {
+    let mut genesis = genesis();
+    for root in [named().root(), gpu.root()] {
+        genesis.test_roots.push(crate::protocol::Der(root.to_vec()));
+    }
+    let mut world = World::with(genesis);
+    let mut spec = spec();
+    spec.test_platform = true;
+    spec.capacity.gpus = 2;
+    spec.gpu_model = Some("SIMULATED H100".into());
+    world.offering = world.publish(world.host, spec);
+    world
+}
+
+/// NVIDIA's manifests for the simulated device's driver and VBIOS.
+fn manifests(gpu: &Gpu) -> Vec<Vec<u8>> {
+    let driver = RimFacts {
+        product: "GH100".to_owned(),
+        version: "590.12".to_owned(),
+        measurements: vec![(1, true, vec![vec![1; 48]])],
+    };
+    let vbios = RimFacts {
+        version: "96.00.9F.00.01".to_owned(),
+        measurements: vec![(3, true, vec![vec![3; 48]])],
+        ..driver.clone()
+    };
+    [driver, vbios]
+        .map(|facts| gpu.rim(&facts).unwrap().into_bytes())
+        .to_vec()
+}
+
+#[test]
+fn a_vm_with_gpus_is_confirmed_with_all_of_them_bound_and_measured_and_not_otherwise() {
+    let gpu = Gpu::create(None).unwrap();
+    let mut world = world_with(&gpu);
+    let (id, nonce) = asked_with(&mut world, |args| args.request.gpus = 1);
+    let vm = evidence(named(), &honest(&id, &nonce));
+    let report_data = Binding {
+        ledger: ledger().as_slice(),
+        contract: id.0,
+        nonce: nonce.0,
+    }
+    .report_data(&vm.guest_keys);
+    let answer = |nonce: [u8; 32], measurement: u8| {
+        let mut facts = GpuFacts {
+            nonce,
+            ..GpuFacts::default()
+        };
+        facts.measurements[1] = vec![measurement; 48];
+        GpuEvidence::new(gpu.report(&facts).unwrap(), gpu.chain())
+    };
+    let own = answer(gpu_nonce(&report_data), 1);
+    let with = |gpus: &[&GpuEvidence]| Composite {
+        vm: vm.clone(),
+        gpus: gpus.iter().map(|gpu| (*gpu).clone()).collect(),
+        host: None,
+    };
+    let bundle = |composite: Composite| {
+        let bundle = Bundle {
+            evidence: composite.to_cbor(),
+            endorsements: manifests(&gpu),
+        };
+        bundle.to_cbor()
+    };
+    let (stranger, other) = (answer(gpu_nonce(&[9; 64]), 1), answer(gpu_nonce(&report_data), 7));
+    let mut broken = Bundle::from_cbor(&bundle(with(&[&own]))).unwrap();
+    broken.endorsements[0] = b"no endorsement".to_vec();
+    for (what, bytes, reason) in [
+        ("no GPU", bundle(with(&[])), "GpuCount"),
+        ("one GPU for two", bundle(with(&[&own, &own])), "GpuCount"),
+        ("a GPU that another VM asked", bundle(with(&[&stranger])), "Nonce"),
+        ("another driver", bundle(with(&[&other])), "Measurement"),
+        ("no manifests", with(&[&own]).to_cbor(), "ReferenceMissing"),
+        (
+            "what is no endorsement",
+            broken.to_cbor(),
+            "not evidence: endorsement 0",
+        ),
+    ] {
+        let before = world.contract(&id);
+        let Err(LedgerError::EvidenceRefused { reasons, .. }) = submit_bytes(&mut world, &id, bytes) else {
+            panic!("{what} was not refused")
+        };
+        assert!(reasons.iter().any(|r| r.contains(reason)), "{what}: {reasons:?}");
+        let after = world.contract(&id);
+        assert_eq!(
+            (after.state, after.escrow),
+            (before.state, before.escrow),
+            "{what}"
+        );
+    }
+    let good = bundle(with(&[&own]));
+    let Reply::Confirmed(confirmation) = submit_bytes(&mut world, &id, good.clone()).unwrap() else {
+        panic!()
+    };
+    assert_eq!(confirmation.grade, Grade::HardwareVerified);
+    assert_eq!(world.state.evidence(&id).unwrap().evidence, good);
+    world.assert_replay();
+
+    // Nobody paid for this one.
+    let (id, nonce) = asked(&mut world);
+    let vm = evidence(named(), &honest(&id, &nonce));
+    let mut more = Composite::from(vm);
+    more.gpus.push(own);
+    let Err(LedgerError::EvidenceRefused { reasons, .. }) = submit_bytes(&mut world, &id, bundle(more))
+    else {
+        panic!("a GPU that the contract doesn't have was not refused")
+    };
+    assert!(reasons.iter().any(|r| r.contains("GpuCount")), "{reasons:?}");
 }
