@@ -138,6 +138,68 @@ fn exit_codes_say_verified_refused_or_cannot_tell() {
     }
 }
 
+/// Nobody may make the command wait for ever, nor hide that something named couldn't be read.
+#[test]
+fn pipes_and_locked_folders_get_an_answer() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let made = Command::new("mkfifo").arg(at("pipe")).status().unwrap();
+    assert!(made.success());
+    let (code, silent) = json(&["verify", "--json", at("pipe").to_str().unwrap()]);
+    assert_eq!(code, Some(2));
+    assert_eq!(silent["reasons"], serde_json::json!(["Unreadable"]), "{silent:#}");
+
+    let genoa = vectors().join("genoa-v3-msft");
+    let report = std::fs::read(genoa.join("report.bin")).unwrap();
+    let pipe = at("pipe");
+    let writer = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        std::fs::write(pipe, report).unwrap();
+    });
+    let vek = genoa.join("vek.der");
+    let (pipe, vek) = (at("pipe"), vek.to_str().unwrap());
+    let args = [
+        "verify",
+        "--json",
+        "--at",
+        "2026-09-01",
+        pipe.to_str().unwrap(),
+        "--endorsements",
+        vek,
+    ];
+    let (code, written) = json(&args);
+    writer.join().unwrap();
+    assert_eq!(code, Some(0), "{written:#}");
+
+    // As somebody who isn't root: root may read everything.
+    let copy = |from: &Path, name: &str| std::fs::copy(from, at(name)).unwrap();
+    copy(Path::new(env!("CARGO_BIN_EXE_attest")), "attest");
+    copy(&genoa.join("report.bin"), "report.bin");
+    copy(&genoa.join("vek.der"), "vek.der");
+    std::fs::create_dir(at("locked")).unwrap();
+    let allow = |path: &Path, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    allow(folder.path(), 0o755);
+    allow(&at("locked"), 0);
+    let mut command = Command::new(at("attest"));
+    if std::fs::read_dir(at("locked")).is_ok() {
+        command.uid(65_534);
+    }
+    let out = command
+        .current_dir(folder.path())
+        .args(["verify", "report.bin", "--json", "--at", "2026-09-01"])
+        .args(["--endorsements", "vek.der", "--endorsements", "locked"])
+        .output()
+        .unwrap();
+    allow(&at("locked"), 0o755);
+    let result: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(
+        (out.status.code(), &result["reasons"][0]),
+        (Some(2), &Value::from("Unreadable"))
+    );
+}
+
 /// What people have beside evidence: other encodings, line ends, links, and files that are something else.
 #[test]
 fn endorsements_are_found_in_whatever_form_they_lie_there() {

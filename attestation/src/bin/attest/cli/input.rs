@@ -1,9 +1,10 @@
 //! What comes from files and arguments, read in bounds and made into the library's types.
 
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use attestation::{AnyEvidence, Bundle, Endorsements, EndorsementsError};
@@ -11,6 +12,8 @@ use attestation::{AnyEvidence, Bundle, Endorsements, EndorsementsError};
 pub(super) const EVIDENCE_FILE_MAX: u64 = 4 * 1024 * 1024;
 const ENDORSEMENT_FILE_MAX: u64 = 4 * 1024 * 1024;
 const SSH_KEYS_FILE_MAX: u64 = 64 * 1024;
+/// How long a pipe may be silent.
+const PIPE_IDLE_MAX: Duration = Duration::from_secs(10);
 const FOLDER_DEPTH_MAX: usize = 4;
 const FOLDER_FILES_MAX: usize = 10_000;
 
@@ -38,12 +41,46 @@ pub(super) fn read(path: &Path, max: u64) -> Result<Vec<u8>, ReadError> {
     };
     let mut content = Vec::new();
     // A limit on the reading, not on the size that the file claims: it may grow, or be a pipe.
-    let file = File::open(path).map_err(io)?;
-    file.take(max + 1).read_to_end(&mut content).map_err(io)?;
+    if fs::metadata(path).map_err(io)?.file_type().is_fifo() {
+        read_pipe(path, max, &mut content).map_err(io)?;
+    } else {
+        let file = File::open(path).map_err(io)?;
+        file.take(max + 1).read_to_end(&mut content).map_err(io)?;
+    }
     if content.len() as u64 > max {
         return Err(ReadError::TooLong { path: shown(), max });
     }
     Ok(content)
+}
+
+/// Reads a pipe, at most a byte more than `max`, without waiting for ever for somebody to write into it.
+fn read_pipe(path: &Path, max: u64, content: &mut Vec<u8>) -> std::io::Result<()> {
+    const O_NONBLOCK: i32 = 0o4000;
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags(O_NONBLOCK)
+        .open(path)?;
+    let mut progress = Instant::now();
+    let mut chunk = [0; 64 * 1024];
+    while content.len() as u64 <= max {
+        match file.read(&mut chunk) {
+            // Before anybody writes, a pipe looks like one at its end.
+            Ok(0) if !content.is_empty() => return Ok(()),
+            Ok(read) if read > 0 => {
+                content.extend_from_slice(&chunk[..read]);
+                progress = Instant::now();
+            }
+            Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error),
+            _ if progress.elapsed() > PIPE_IDLE_MAX => {
+                return Err(std::io::Error::new(
+                    ErrorKind::TimedOut,
+                    "a pipe into which nobody writes",
+                ));
+            }
+            _ => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+    Ok(())
 }
 
 /// Why there is no evidence to judge.
@@ -122,6 +159,12 @@ pub(super) fn endorsements(paths: &[impl AsRef<Path>]) -> Result<Found> {
     let mut found = Found::default();
     for path in paths.iter().map(AsRef::as_ref) {
         if path.is_dir() {
+            // Named, so it must be readable; what is further down in it need not.
+            if let Err(error) = fs::read_dir(path) {
+                let error = format!("cannot read {}: {error}", path.display());
+                found.unreadable.push(error);
+                continue;
+            }
             let mut files = 0;
             found.add_folder(path, FOLDER_DEPTH_MAX, &mut files)?;
             continue;
