@@ -20,7 +20,7 @@ PACKAGES := build-essential pkg-config clang libclang-dev libvirt-dev libtss2-de
 	procps iproute2 nftables haproxy dnsmasq-base conntrack openssl curl openssh-client netcat-openbsd \
 	mmdebstrap cpio lz4 zstd mtools dosfstools e2fsprogs cryptsetup-bin systemd jq
 
-.PHONY: help setup build agent image demo test lint unit peers main-job bench clean
+.PHONY: help setup build agent image demo test lint unit peers fuzz main-job bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -66,10 +66,13 @@ peers: setup ## other verifiers on the same evidence as ours
 	$(CARGO) clippy --manifest-path attestation/peers/Cargo.toml --all-targets --quiet -- -D warnings
 	$(CARGO) nextest run --manifest-path attestation/peers/Cargo.toml
 
+fuzz: setup ## every parser of evidence under libFuzzer, FUZZ_SECONDS each (60)
+	CARGO=$(CARGO) attestation/fuzz/run.sh $(BUILD)/fuzz
+
 main-job: image ## the main job as a test
 	DC_TENANT_IMAGE=$(TENANT_IMAGE) $(CARGO) nextest run -p integration --features $(FEATURES) -E 'binary(/^main_job$$/)' --no-capture
 
-test: lint image peers ## everything: lint, all tests, the main job
+test: lint image peers fuzz ## everything: lint, fuzzing, all tests, the main job
 	DC_TENANT_IMAGE=$(TENANT_IMAGE) $(CARGO) nextest run --workspace --features $(FEATURES) --no-fail-fast
 
 # The fleet's hostd is built without libvirt, as for a host whose CPU runs Cloud Hypervisor: libvirt's libraries alone

@@ -3,7 +3,7 @@
 //!
 //! The seeds are the recorded vectors. By default a few seconds each, with a fixed seed, so that a failure repeats;
 //! `FUZZ_SECONDS=60` goes on for longer. The same bodies, guided by coverage, are libFuzzer targets in
-//! `attestation/fuzz` (nightly Rust and cargo-fuzz).
+//! `attestation/fuzz` (`make fuzz`).
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -111,7 +111,7 @@ fn evidence_of(kind: &str) -> Vec<Vec<u8>> {
 
 #[test]
 fn evidence_of_any_kind_is_read_and_judged_without_panic() {
-    for kind in ["snp/", "tdx/", "gpu/", "azure/"] {
+    for kind in ["snp/", "tdx/", "gpu/", "azure/", "wrapped/", "tpm/"] {
         fuzz(kind, &evidence_of(kind), bodies::evidence);
     }
 }
@@ -122,6 +122,24 @@ fn endorsements_are_read_without_panic() {
     seeds.sort();
     seeds.dedup();
     fuzz("endorsements", &seeds, bodies::endorsements);
+}
+
+fn recorded(folder: &str) -> Vec<Vec<u8>> {
+    let files = std::fs::read_dir(common::vectors().join(folder)).unwrap();
+    let files = files
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_file());
+    files.map(|path| std::fs::read(path).unwrap()).collect()
+}
+
+#[test]
+fn event_logs_are_replayed_without_panic() {
+    fuzz("event logs", &recorded("ccel"), bodies::event_log);
+}
+
+#[test]
+fn firmware_is_measured_without_panic() {
+    fuzz("firmware", &recorded("measure"), bodies::firmware);
 }
 
 #[test]
