@@ -80,9 +80,9 @@ fn fuzz(name: &str, seeds: &[Vec<u8>], body: impl Fn(&[u8])) {
         .ok()
         .and_then(|text| text.parse().ok())
         .unwrap_or(3);
-    let end = Instant::now() + Duration::from_secs(seconds);
     let mut random = Random(0x5eed);
     seeds.iter().for_each(|seed| body(seed));
+    let end = Instant::now() + Duration::from_secs(seconds);
     let mut inputs = 0;
     while Instant::now() < end {
         let bytes = mutate(&mut random, seeds);
