@@ -21,6 +21,9 @@ fn root() -> tempfile::TempDir {
         "usr/sbin/haproxy",
         "bin/kill",
         "bin/false",
+        "usr/lib/decent-cloud/console",
+        "usr/lib/decent-cloud/healthy",
+        "usr/lib/decent-cloud/recovery-key",
     ] {
         fs::create_dir_all(at(program).parent().unwrap()).unwrap();
         fs::copy("/bin/true", at(program)).unwrap();
@@ -49,7 +52,15 @@ fn run(program: &str, args: &[&str], root: &Path) -> Output {
 #[test]
 fn systemd_finds_no_fault_in_our_units() {
     let root = root();
-    let units = ["hostd.service", "ledgerd.service", "haproxy.service"];
+    let units = [
+        "hostd.service",
+        "ledgerd.service",
+        "haproxy.service",
+        "etc-hostd.mount",
+        "decent-cloud-console@tty1.service",
+        "decent-cloud-healthy.service",
+        "decent-cloud-recovery-key.service",
+    ];
     let output = run(
         "systemd-analyze",
         &[&["verify"], &units[..]].concat(),
@@ -64,22 +75,45 @@ fn systemd_finds_no_fault_in_our_units() {
 }
 
 #[test]
-fn the_ledger_is_hardened() {
+fn all_units_but_hostds_are_hardened() {
     let root = root();
-    // The threshold is in tenths: 3.0, the bound that the appliance sets for all units but hostd's.
-    let args = [
-        "security",
-        "--offline=yes",
-        "--threshold=30",
-        "--no-pager",
+    for unit in [
         "ledgerd.service",
-    ];
-    let output = run("systemd-analyze", &args, root.path());
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stdout)
-    );
+        "decent-cloud-console@tty1.service",
+        "decent-cloud-healthy.service",
+        "decent-cloud-recovery-key.service",
+    ] {
+        // The threshold is in tenths: 3.0, the bound that the appliance sets for all units but hostd's.
+        let args = ["security", "--offline=yes", "--threshold=30", "--no-pager", unit];
+        let output = run("systemd-analyze", &args, root.path());
+        assert!(
+            output.status.success(),
+            "{unit}: {}",
+            String::from_utf8_lossy(&output.stdout)
+        );
+    }
+}
+
+#[test]
+fn the_preset_names_units_that_exist_and_can_be_enabled() {
+    let preset = fs::read_to_string(units().join("system-preset/50-decent-cloud.preset")).unwrap();
+    let ours: Vec<&str> = preset
+        .lines()
+        .filter_map(|line| line.strip_prefix("enable "))
+        .filter(|unit| {
+            unit.starts_with("decent-cloud") || unit.starts_with("hostd") || unit.ends_with(".mount")
+        })
+        .collect();
+    assert!(ours.len() >= 5, "{ours:?}");
+    for unit in ours {
+        let file = match (unit.split_once('@'), unit.rsplit_once('.')) {
+            (Some((stem, _)), Some((_, kind))) => format!("{stem}@.{kind}"),
+            _ => unit.to_owned(),
+        };
+        let text =
+            fs::read_to_string(units().join("system").join(&file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+        assert!(text.contains("\nWantedBy="), "{file} can't be enabled");
+    }
 }
 
 #[test]
