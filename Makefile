@@ -18,9 +18,9 @@ TENANT_IMAGE := $(BUILD)/tenant
 PACKAGES := build-essential pkg-config clang libclang-dev libvirt-dev libtss2-dev swtpm \
 	qemu-system-x86 libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system libvirt-clients \
 	procps iproute2 nftables haproxy dnsmasq-base conntrack openssl curl openssh-client netcat-openbsd \
-	mmdebstrap cpio lz4 zstd mtools dosfstools e2fsprogs cryptsetup-bin systemd jq
+	mmdebstrap cpio lz4 zstd mtools dosfstools e2fsprogs cryptsetup-bin systemd jq uidmap
 
-.PHONY: help setup build agent image demo test lint unit peers fuzz main-job bench clean
+.PHONY: help setup build agent image appliance test-image demo test lint unit peers fuzz main-job bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -50,6 +50,23 @@ agent: setup ## build the guest's programs: static, for the tenant image
 image: build agent ## build the tenant image from Debian packages (cached by content)
 	$(BIN)/image-builder tenant --config image-builder/tenant/tenant.toml --agent $(AGENT) \
 	  --cache $(BUILD)/cache --out $(TENANT_IMAGE)
+
+appliance: build ## build the provider's image, with hostd of profile `appliance` and your keys in build/keys
+	$(CARGO) build --profile appliance -p hostd --features libvirt,nvml,tpm
+	[ -e $(BUILD)/keys/db.key ] || $(BIN)/image-builder keys --dir $(BUILD)/keys --cache $(BUILD)/cache
+	$(BIN)/image-builder build --config image-builder/appliance/image.toml --cache $(BUILD)/cache \
+	  --hostd $(CARGO_TARGET_DIR)/appliance/hostd --keys $(BUILD)/keys --out $(BUILD)/appliance
+
+# hostd as it was built for the other tests, without its debug information.
+test-image: build ## build the provider's image twice, and boot it: firmware, TPM, secure boot
+	mkdir -p $(BUILD)/test-image
+	strip -o $(BUILD)/test-image/hostd $(BIN)/hostd
+	[ -e $(BUILD)/test-image/keys/db.key ] || $(BIN)/image-builder keys --dir $(BUILD)/test-image/keys --cache $(BUILD)/cache
+	for out in first second; do $(BIN)/image-builder build --config image-builder/appliance/image.toml \
+	  --cache $(BUILD)/cache --hostd $(BUILD)/test-image/hostd --keys $(BUILD)/test-image/keys \
+	  --out $(BUILD)/test-image/$$out; done
+	DC_IMAGE=$(BUILD)/test-image/first DC_IMAGE_AGAIN=$(BUILD)/test-image/second IMAGE_BUILDER_CACHE=$(BUILD)/cache \
+	  $(CARGO) nextest run -p image-builder --features boot-image -j 1 --no-fail-fast -E 'binary(/^image$$/)'
 
 demo: image ## the main job, end to end, on real parts; under 5 minutes
 	$(BIN)/demo run --image $(TENANT_IMAGE)

@@ -1,8 +1,9 @@
 //! Debian packages, by mmdebstrap: sources in, one tar and the list of packages in it out. Cached by content.
 //!
-//! The variant is `extract`: packages and their dependencies are downloaded, verified against the archive's signature
-//! and unpacked; no maintainer script runs, so nothing of the build machine and no clock gets into the result, and
-//! neither mounts nor loop devices are needed.
+//! Packages and their dependencies are downloaded and verified against the archive's signature. [`Setup::Unpacked`] ends
+//! there: no maintainer script runs, so nothing of the build machine and no clock gets into the result, and neither
+//! mounts nor loop devices are needed. [`Setup::Configured`] runs the scripts, in namespaces of their own: users, links
+//! and caches are then as on an installed Debian.
 //!
 //! An entry of the cache is named by the SHA-256 of all that decides about it: suite, sources, packages and, if there
 //! is one, the lock. Without a lock an entry stays what it was on the day it was made; `--refresh` makes it anew.
@@ -120,8 +121,21 @@ pub struct Request<'a> {
     pub packages: &'a [PackageName],
     /// Whether the suite's index may be older than its own date allows.
     pub allow_expired: bool,
+    /// Whether maintainer scripts run.
+    pub setup: Setup,
+    /// Whether another suite than this machine's brings its updates and security fixes along; its own always does.
+    pub fixes: bool,
     /// Exact versions of all, or nothing.
     pub lock: Option<&'a [Locked]>,
+}
+
+/// How far packages are installed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setup {
+    /// Unpacked only.
+    Unpacked,
+    /// Unpacked and configured, with Debian's essential packages.
+    Configured,
 }
 
 /// What was got: a tar in the cache, and what is in it.
@@ -150,9 +164,18 @@ pub struct Apt {
 impl Apt {
     /// Gets a set of packages, from the cache if it is there.
     pub fn fetch(&self, request: &Request<'_>) -> Result<Fetched, AptError> {
-        let sources = sources(request.suite, request.mirror, &host_sources());
+        let sources = if request.fixes {
+            sources_with_fixes(request.suite, request.mirror, &host_sources())
+        } else {
+            sources(request.suite, request.mirror, &host_sources())
+        };
         let wanted = wanted(request);
-        let key = sha256(format!("1\n{}\n{sources}\n{}", request.suite, wanted.join("\n")).as_bytes());
+        let version = match request.setup {
+            Setup::Unpacked => "1",
+            Setup::Configured => "configured 1",
+        };
+        let key =
+            sha256(format!("{version}\n{}\n{sources}\n{}", request.suite, wanted.join("\n")).as_bytes());
         let tar = self.cache.join(format!("{}-{}.tar", request.set, &key[..32]));
         let list = tar.with_extension("toml");
         let fail = |path: &Path, source| AptError::Cache {
@@ -234,16 +257,17 @@ fn check(lock: Option<&[Locked]>, found: &[Locked]) -> Result<(), AptError> {
 }
 
 fn run(request: &Request<'_>, sources: &str, wanted: &[String], tar: &Path) -> Result<(), AptError> {
-    let hook = format!("cd \"$1\"/var/cache/apt/archives && sha256sum *.deb > \"$1\"/{DIGESTS}");
+    // Debian's essential packages are unpacked and their archives removed before the others are fetched.
+    let hook = format!("cd \"$1\"/var/cache/apt/archives && sha256sum *.deb >> \"$1\"/{DIGESTS}");
     let mut child = Command::new("mmdebstrap")
-        .args([
-            "--variant=extract",
-            "--format=tar",
-            "--mode=auto",
-            "--architectures=amd64",
-        ])
+        .args(["--format=tar", "--architectures=amd64"])
+        .args(match request.setup {
+            Setup::Unpacked => &["--variant=extract", "--mode=auto"][..],
+            Setup::Configured => &["--variant=essential", "--mode=unshare"],
+        })
         .arg(format!("--include={}", wanted.join(",")))
         .arg(format!("--extract-hook={hook}"))
+        .args((request.setup == Setup::Configured).then(|| format!("--customize-hook={hook}")))
         .args(["--skip=check/empty", request.suite.as_str()])
         .arg(tar)
         .args((!sources.is_empty()).then_some("-"))
@@ -288,6 +312,7 @@ fn digests(tar: &Path) -> std::io::Result<Vec<Locked>> {
     }
     let mut packages: Vec<Locked> = text.lines().filter_map(digest_line).collect();
     packages.sort();
+    packages.dedup();
     if packages.is_empty() {
         return Err(std::io::Error::other(
             "mmdebstrap left no list of packages in the tar",
@@ -357,6 +382,30 @@ fn sources(suite: &Suite, mirror: Option<&Mirror>, host: &[String]) -> String {
     lines.sort();
     lines.dedup();
     lines.concat()
+}
+
+/// The same with the suite's updates and security fixes, from the mirrors that serve this machine's own.
+fn sources_with_fixes(suite: &Suite, mirror: Option<&Mirror>, host: &[String]) -> String {
+    let base = sources(suite, mirror, host);
+    if mirror.is_some() {
+        return base;
+    }
+    let others = host
+        .iter()
+        .flat_map(|text| source_entries(text))
+        .filter_map(|(uri, own)| {
+            let kind = ["updates", "security"]
+                .into_iter()
+                .find(|kind| own.ends_with(kind))?;
+            let mirror = uri.parse().ok()?;
+            let suite = format!("{suite}-{kind}").parse().ok()?;
+            Some(sources(&suite, Some(&mirror), &[]))
+        });
+    let lines: std::collections::BTreeSet<String> = std::iter::once(base.clone())
+        .chain(others)
+        .flat_map(|text| text.lines().map(|line| format!("{line}\n")).collect::<Vec<_>>())
+        .collect();
+    lines.into_iter().collect()
 }
 
 /// `(URI, suite)` pairs of the binary `main` sources in a sources file of either style.
@@ -469,6 +518,13 @@ mod tests {
         for (row, suite, mirror, host, wanted) in table {
             assert_eq!(suites(suite, mirror, host), wanted, "{row}");
         }
+    }
+
+    #[test]
+    fn a_configured_system_gets_updates_and_security_fixes() {
+        let text = sources_with_fixes(&"trixie".parse().unwrap(), None, &[DEB822.to_owned()]);
+        let suites: Vec<&str> = text.lines().map(|line| line.split(' ').nth(3).unwrap()).collect();
+        assert_eq!(suites, ["trixie", "trixie-updates", "trixie-security"]);
     }
 
     #[test]

@@ -141,6 +141,17 @@ checked_string!(
     |v| v.len() == 64 && v.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 );
 
+checked_string!(
+    /// A version such as `0.4.0`: parts of file names and partition labels, ordered as systemd orders versions.
+    Version, "a version of 1 to 24 letters, digits, `.` and `~` that starts with a digit",
+    |v| word(v, 24, ".~") && v.starts_with(|c: char| c.is_ascii_digit())
+);
+checked_string!(
+    /// The name of a kernel option without `CONFIG_`.
+    ConfigOption, "a kernel option such as `KVM_AMD_SEV` (without CONFIG_)",
+    |v| word(v, 64, "_") && !v.contains(|c: char| c.is_ascii_lowercase())
+);
+
 fn is_image_path(value: &str) -> bool {
     value.len() <= 512
         && !value.contains(['\0', '\n', '\\'])

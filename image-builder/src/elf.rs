@@ -86,9 +86,33 @@ pub fn section<'a>(bytes: &'a [u8], name: &str) -> Result<Option<&'a [u8]>, ElfE
     Ok(None)
 }
 
+/// The names of the libraries that a program or library needs (`DT_NEEDED`).
+pub fn needed(bytes: &[u8]) -> Result<Vec<String>, ElfError> {
+    const DT_NEEDED: u64 = 1;
+    let (Some(dynamic), Some(strings)) = (section(bytes, ".dynamic")?, section(bytes, ".dynstr")?) else {
+        return Ok(Vec::new());
+    };
+    let mut names = Vec::new();
+    for entry in dynamic.chunks_exact(16) {
+        if number(entry, 0, 8)? == DT_NEEDED {
+            let at = usize::try_from(number(entry, 8, 8)?).map_err(|_| ElfError::Damaged)?;
+            let name = strings.get(at..).ok_or(ElfError::Damaged)?;
+            let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+            names.push(String::from_utf8_lossy(name).into_owned());
+        }
+    }
+    Ok(names)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn this_test_needs_the_c_library() {
+        let bytes = std::fs::read("/proc/self/exe").unwrap();
+        assert!(needed(&bytes).unwrap().contains(&"libc.so.6".to_owned()));
+    }
 
     #[test]
     fn this_test_is_dynamic_and_has_a_text_section() {

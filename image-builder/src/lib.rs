@@ -1,4 +1,4 @@
-//! Images of the provider OS. Today: tenant images, the small systems that rented VMs boot.
+//! Images of the provider OS: the host's own ([`appliance`]), and tenant images, the small systems that rented VMs boot.
 //!
 //! `image-builder tenant` turns a strict `tenant.toml` ([`config`]) and Debian's packages ([`apt`]) into a directory
 //! that hostd can launch and a verifier can measure: `vmlinuz`, `initrd`, `OVMF.fd` and `manifest.json`
@@ -10,6 +10,8 @@
 
 #[cfg(feature = "builder")]
 mod applets;
+#[cfg(feature = "builder")]
+pub mod appliance;
 #[cfg(feature = "builder")]
 pub mod apt;
 #[cfg(feature = "builder")]

@@ -20,7 +20,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::applets::APPLETS;
-use crate::apt::{self, Apt, AptError, Fetched, Lock, Request};
+use crate::apt::{self, Apt, AptError, Fetched, Lock, Request, Setup};
 use crate::config::{Config, Firmware};
 use crate::manifest::{FILE_NAME, ImageFile, Manifest, sha256};
 use crate::modules::{self, ModulesError};
@@ -245,6 +245,8 @@ pub fn build(config: &Config, options: &Options<'_>) -> Result<Built, BuildError
             mirror: config.mirror.as_ref(),
             packages,
             allow_expired,
+            setup: Setup::Unpacked,
+            fixes: false,
             lock: locked,
         };
         let title = format!("packages: {set} ({suite})");

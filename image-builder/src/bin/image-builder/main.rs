@@ -1,11 +1,14 @@
 //! `image-builder`: see the crate's documentation, or `image-builder --help`.
 
+mod appliance;
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{CommandFactory, Parser, Subcommand};
+use image_builder::appliance::config;
 use image_builder::apt::Apt;
 use image_builder::config::{Config, TEMPLATE};
 use image_builder::progress::Progress;
@@ -21,12 +24,26 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Writes a commented tenant.toml to start from
+    /// Writes a commented configuration to start from: image.toml, or tenant.toml if the path is called so
     Init {
         /// Where to; an existing file is never overwritten
-        #[arg(default_value = "tenant.toml")]
+        #[arg(default_value = "image.toml")]
         path: PathBuf,
     },
+    /// Makes the keys that sign images: secure boot, the state partition's policy, reference values
+    Keys(appliance::Keys),
+    /// Builds the provider's image
+    Build(appliance::Build),
+    /// Boots an image in QEMU, with secure boot and a TPM
+    Run(appliance::Run),
+    /// Writes an image to a disk or stick, and reads it back
+    Flash(appliance::Flash),
+    /// Checks an image's files, signatures and reference values
+    Verify(appliance::Verify),
+    /// Prints what is in an image, as SPDX
+    Sbom(appliance::Sbom),
+    /// Says how two images differ
+    Diff(appliance::Diff),
     /// Builds the image that tenant VMs boot, and prints its id
     Tenant(Box<Tenant>),
     /// Prints a completion script for a shell
@@ -70,6 +87,13 @@ struct Tenant {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().verb {
         Verb::Init { path } => init(&path),
+        Verb::Keys(args) => args.run(),
+        Verb::Build(args) => args.run(),
+        Verb::Run(args) => args.run(),
+        Verb::Flash(args) => args.run(),
+        Verb::Verify(args) => args.run(),
+        Verb::Sbom(args) => args.run(),
+        Verb::Diff(args) => args.run(),
         Verb::Tenant(args) => build_tenant(*args),
         Verb::Completions { shell } => {
             clap_complete::generate(
@@ -90,7 +114,10 @@ fn init(path: &Path) -> anyhow::Result<()> {
             path.display()
         )
     })?;
-    file.write_all(TEMPLATE.as_bytes())?;
+    let tenant = path
+        .file_name()
+        .is_some_and(|name| name.to_string_lossy().contains("tenant"));
+    file.write_all(if tenant { TEMPLATE } else { config::TEMPLATE }.as_bytes())?;
     println!("wrote {}", path.display());
     Ok(())
 }
@@ -196,7 +223,7 @@ fn print_result(built: &Built, reproducible: bool) {
     }
 }
 
-fn default_cache() -> anyhow::Result<PathBuf> {
+pub(crate) fn default_cache() -> anyhow::Result<PathBuf> {
     let base = match (std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME")) {
         (Some(cache), _) if Path::new(&cache).is_absolute() => PathBuf::from(cache),
         (_, Some(home)) => Path::new(&home).join(".cache"),

@@ -1,0 +1,336 @@
+//! Writing an image to a disk or stick, and reading it back.
+//!
+//! | refused | how it is known |
+//! |---|---|
+//! | a disk that is mounted, or part of something | the kernel gives it to nobody else (`O_EXCL`), mounts are named |
+//! | a disk that is smaller than the image | its size |
+//! | a disk that the operator didn't mean | he types its name |
+//!
+//! What was at the end of the disk, an older partition table's copy, is wiped: firmware would find it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::image::{self, Image, ImageError};
+
+const BLOCK: usize = 1 << 20;
+
+/// Why a disk wasn't written, or not wholly.
+#[derive(Debug, thiserror::Error)]
+pub enum FlashError {
+    /// The image.
+    #[error("cannot use the image")]
+    Image(#[from] ImageError),
+    /// The image's file isn't what its description says.
+    #[error("{0} is damaged: its sha256 is not the one in image.json; nothing was written")]
+    Damaged(PathBuf),
+    /// Not a disk.
+    #[error("{0} is neither a disk nor a file")]
+    NotADisk(PathBuf),
+    /// The target can't be used.
+    #[error("cannot {what} {path}")]
+    Target {
+        /// What was tried.
+        what: &'static str,
+        /// The target.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The target is in use.
+    #[error("{path} is in use{}; unmount it, or take another disk", mounts(.mounted))]
+    InUse {
+        /// The target.
+        path: PathBuf,
+        /// Where it, or a part of it, is mounted.
+        mounted: Vec<String>,
+    },
+    /// The target is too small.
+    #[error("{path} has {size} bytes, the image {needed}; take a larger disk")]
+    TooSmall {
+        /// The target.
+        path: PathBuf,
+        /// Its size.
+        size: u64,
+        /// The image's.
+        needed: u64,
+    },
+    /// What was typed isn't the target's name.
+    #[error("{typed:?} is not {wanted:?}: nothing was written")]
+    NotConfirmed {
+        /// What was typed.
+        typed: String,
+        /// What would have been right.
+        wanted: String,
+    },
+    /// What was read back isn't what was written.
+    #[error(
+        "{0} gave back other bytes than were written: the disk is broken, or something else writes to it"
+    )]
+    Verify(PathBuf),
+}
+
+fn mounts(mounted: &[String]) -> String {
+    if mounted.is_empty() {
+        String::new()
+    } else {
+        format!(" (mounted at {})", mounted.join(", "))
+    }
+}
+
+/// A target that was looked at: it is a disk or a file, large enough, and ours alone while this value lives.
+#[derive(Debug)]
+pub struct Target {
+    path: PathBuf,
+    file: File,
+    size: u64,
+    is_disk: bool,
+}
+
+impl Target {
+    /// Looks at `path`. A file that doesn't exist yet is made; a disk must be there.
+    pub fn open(path: &Path, image: &Image) -> Result<Self, FlashError> {
+        let fail = |what| {
+            move |source| FlashError::Target {
+                what,
+                path: path.to_owned(),
+                source,
+            }
+        };
+        // A name under /dev/disk/by-id leads to the disk.
+        let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let kind = match fs::metadata(path) {
+            Ok(found) => Some(found.file_type()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !path.starts_with("/dev") => None,
+            Err(error) => return Err(fail("read")(error)),
+        };
+        let is_disk = kind.is_some_and(|kind| kind.is_block_device());
+        if !is_disk && kind.is_some_and(|kind| !kind.is_file()) {
+            return Err(FlashError::NotADisk(path.to_owned()));
+        }
+        let mounted = mounted(path);
+        if !mounted.is_empty() {
+            return Err(FlashError::InUse {
+                path: path.to_owned(),
+                mounted,
+            });
+        }
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(!is_disk).truncate(false);
+        if is_disk {
+            options.custom_flags(O_EXCL);
+        }
+        let mut file = options.open(path).map_err(|source| match source.kind() {
+            io::ErrorKind::ResourceBusy => FlashError::InUse {
+                path: path.to_owned(),
+                mounted: Vec::new(),
+            },
+            _ => fail("open")(source),
+        })?;
+        let size = if is_disk {
+            file.seek(SeekFrom::End(0)).map_err(fail("measure"))?
+        } else {
+            let size = file.metadata().map_err(fail("measure"))?.len();
+            if size == 0 { image.disk_size } else { size }
+        };
+        if size < image.disk_size {
+            return Err(FlashError::TooSmall {
+                path: path.to_owned(),
+                size,
+                needed: image.disk_size,
+            });
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            size,
+            is_disk,
+        })
+    }
+
+    /// The name that the operator types: `sdb` for `/dev/sdb`.
+    pub fn name(&self) -> String {
+        self.path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    }
+
+    /// The target's size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Takes the operator's word, or refuses.
+    pub fn confirm(self, typed: &str) -> Result<Confirmed, FlashError> {
+        let wanted = self.name();
+        if typed.trim() == wanted {
+            Ok(Confirmed(self))
+        } else {
+            Err(FlashError::NotConfirmed {
+                typed: typed.trim().chars().take(80).collect(),
+                wanted,
+            })
+        }
+    }
+}
+
+/// A target whose overwriting was asked for by name.
+#[derive(Debug)]
+pub struct Confirmed(Target);
+
+impl Confirmed {
+    /// Writes the image of `dir` and reads it back. `progress` hears of each step `(what, done, of)`, in bytes.
+    pub fn write(
+        self,
+        dir: &Path,
+        image: &Image,
+        progress: &dyn Fn(&str, u64, u64),
+    ) -> Result<(), FlashError> {
+        let Target {
+            path,
+            file,
+            size,
+            is_disk,
+        } = self.0;
+        let fail = |what| {
+            let path = path.clone();
+            move |source| FlashError::Target { what, path, source }
+        };
+        let from = dir.join(&image.disk.file);
+        let compressed = File::open(&from).map_err(fail("read the image for"))?;
+        let (digest, _) = image::digest(&compressed).map_err(fail("read the image for"))?;
+        if digest != image.disk.sha256 {
+            return Err(FlashError::Damaged(from));
+        }
+        if !is_disk {
+            // What was in the file is gone before the new content comes; holes read as zeros.
+            file.set_len(0)
+                .and_then(|()| file.set_len(size))
+                .map_err(fail("write"))?;
+        }
+        let compressed = File::open(&from).map_err(fail("read the image for"))?;
+        let mut decoder = zstd::Decoder::new(compressed).map_err(fail("read the image for"))?;
+        let mut at = 0;
+        each_block(&mut decoder, |block| {
+            if is_disk || block.iter().any(|byte| *byte != 0) {
+                file.write_all_at(block, at)?;
+            }
+            at += block.len() as u64;
+            progress("write", at, image.disk_size);
+            Ok(())
+        })
+        .map_err(fail("write"))?;
+        if size > image.disk_size {
+            let end = (size - image.disk_size).min(BLOCK as u64);
+            file.write_all_at(&vec![0; end as usize], size - end)
+                .map_err(fail("write"))?;
+        }
+        file.sync_all().map_err(fail("write"))?;
+        drop(file);
+        // Opened anew; the kernel still may answer out of its memory, but not for a disk that is larger than that.
+        let file = File::open(&path).map_err(fail("read"))?;
+        let mut read = 0;
+        let mut reader = Counted {
+            from: file.take(image.disk_size),
+            heard: |length| {
+                read += length as u64;
+                progress("verify", read, image.disk_size);
+            },
+        };
+        let (digest, _) = image::digest(&mut reader).map_err(fail("read"))?;
+        if digest == image.disk_sha256 {
+            Ok(())
+        } else {
+            Err(FlashError::Verify(path))
+        }
+    }
+}
+
+/// `open(2)`: on a disk, only if nobody else uses it.
+const O_EXCL: i32 = 0o200;
+
+/// Where `disk` or one of its partitions is mounted.
+fn mounted(disk: &Path) -> Vec<String> {
+    let disk = disk.to_string_lossy();
+    let table = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    mounted_in(&table, &disk)
+}
+
+fn mounted_in(table: &str, disk: &str) -> Vec<String> {
+    let is_part = |device: &str| {
+        device.strip_prefix(disk).is_some_and(|rest| {
+            let rest = rest.strip_prefix('p').unwrap_or(rest);
+            rest.bytes().all(|byte| byte.is_ascii_digit())
+        })
+    };
+    table
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split(' ');
+            Some((words.next()?, words.next()?))
+        })
+        .filter(|(device, _)| is_part(device))
+        .map(|(_, place)| place.to_owned())
+        .collect()
+}
+
+struct Counted<R, F> {
+    from: R,
+    heard: F,
+}
+
+impl<R: Read, F: FnMut(usize)> Read for Counted<R, F> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.from.read(buffer)?;
+        (self.heard)(length);
+        Ok(length)
+    }
+}
+
+/// Writes all that `from` gives to the beginning of an empty file, with holes for zeros; returns how much it was.
+pub fn write_sparse(from: &mut impl Read, to: &File) -> io::Result<u64> {
+    let mut at = 0;
+    each_block(from, |block| {
+        if block.iter().any(|byte| *byte != 0) {
+            to.write_all_at(block, at)?;
+        }
+        at += block.len() as u64;
+        Ok(())
+    })?;
+    Ok(at)
+}
+
+fn each_block(from: &mut impl Read, mut work: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    let mut buffer = Vec::with_capacity(BLOCK);
+    loop {
+        buffer.clear();
+        if from.by_ref().take(BLOCK as u64).read_to_end(&mut buffer)? == 0 {
+            return Ok(());
+        }
+        work(&buffer)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_with_a_mounted_partition_is_in_use_and_its_neighbour_is_not() {
+        let table = "/dev/sda1 /boot ext4 rw 0 0\n/dev/sdb / ext4 rw 0 0\n/dev/nvme0n1p2 /x ext4 rw 0 0\n/dev/sdaa1 /y ext4 rw 0 0\n";
+        for (disk, wanted) in [
+            ("/dev/sda", &["/boot"][..]),
+            ("/dev/sdb", &["/"]),
+            ("/dev/sdc", &[]),
+            ("/dev/nvme0n1", &["/x"]),
+            ("/dev/nvme0", &[]),
+        ] {
+            assert_eq!(mounted_in(table, disk), wanted, "{disk}");
+        }
+    }
+}
