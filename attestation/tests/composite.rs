@@ -112,6 +112,16 @@ fn a_bad_gpu_refuses_the_whole() {
     };
     let result = verify_composite(&with(vec![gpu.clone()]), &none, &roots, &policy, AT);
     assert_eq!(result.verdict, Verdict::Refused, "{result}");
+    // As EAR has it: a test root warns, a failed part is contraindicated, and with it the whole.
+    let statuses = |result: &attestation::AttestationResult| result.to_json()["submods"].clone();
+    assert_eq!(
+        statuses(&alone),
+        serde_json::json!({ "vm": { "ear.status": 32 } })
+    );
+    assert_eq!(
+        statuses(&result),
+        serde_json::json!({ "vm": { "ear.status": 96 }, "gpu 0": { "ear.status": 96 } })
+    );
     let failed = |check: &&attestation::Check| matches!(check.outcome, Outcome::Failed(_));
     assert!(
         result

@@ -402,6 +402,22 @@ impl AttestationResult {
             (Verdict::Refused, _) => 96,
             (Verdict::Indeterminate, _) => 0,
         };
+        let mut submods = json!({ "vm": { "ear.status": status } });
+        for check in self.checks.iter().filter(|check| check.part != Part::Main) {
+            let part = &mut submods[check.part.to_string()]["ear.status"];
+            // The worst of its checks; a part is never better than the whole's trust.
+            let own = match check.outcome {
+                Outcome::Failed(_) => 96,
+                Outcome::Missing(..) => 0,
+                Outcome::Passed | Outcome::NotChecked(_) if self.trust == Trust::TestRoot => 32,
+                Outcome::Passed | Outcome::NotChecked(_) => 2,
+            };
+            *part = match (part.as_u64(), own) {
+                (Some(96), _) | (_, 96) => json!(96),
+                (Some(0), _) | (_, 0) => json!(0),
+                (_, own) => json!(own),
+            };
+        }
         let checks: Vec<Value> = self.checks.iter().map(Check::to_json).collect();
         let not_checked: Vec<Value> = self
             .not_checked()
@@ -411,7 +427,7 @@ impl AttestationResult {
             "eat_profile": "tag:github.com,2023:veraison/ear",
             "iat": self.at,
             "ear.verifier-id": { "developer": "decent-cloud", "build": concat!("attestation ", env!("CARGO_PKG_VERSION")) },
-            "submods": { "vm": { "ear.status": status } },
+            "submods": submods,
             "verdict": self.verdict,
             "grade": self.grade,
             "trust": self.trust,
