@@ -25,7 +25,7 @@ tpm evidence tpm,azure,wrapped,dstack
 certificates endorsements snp
 collateral endorsements tdx,collateral,collateral-2026-03
 manifests endorsements gpu
-bundle bundle snp
+bundle bundle bundle
 event-log event_log ccel,tpm
 firmware firmware measure"
 
@@ -35,7 +35,7 @@ run() {
   mkdir -p "$corpora/$job"
   log=$corpora/$job.log
   if "$CARGO_TARGET_DIR/$target/release/$program" "$corpora/$job" "${seeds[@]}" -max_total_time="$seconds" \
-    -max_len=65536 -timeout=20 -rss_limit_mb=2048 -artifact_prefix="$corpora/$job-" >"$log" 2>&1; then
+    -max_len=262144 -timeout=20 -rss_limit_mb=2048 -artifact_prefix="$corpora/$job-" >"$log" 2>&1; then
     echo "$job: $(sed -n 's/^Done \([0-9]*\) runs.*/\1 inputs/p' "$log"), $(grep -o 'cov: [0-9]*' "$log" | tail -1)"
   else
     echo "$job failed:" >&2

@@ -138,6 +138,18 @@ fn exit_codes_say_verified_refused_or_cannot_tell() {
     }
 }
 
+/// Bundles that were made on 2026-11-23: they are to give the same verdict years later.
+#[test]
+fn recorded_bundles_keep_their_verdict() {
+    for (name, at) in [("snp-genoa-v3-msft", "2026-09-01"), ("tdx-v4-near", "1773198539")] {
+        let bundle = vectors().join(format!("../bundle/{name}.cbor"));
+        let (bundle, require) = (bundle.to_str().unwrap(), ["--require", "revocation"]);
+        let args = [&["verify", bundle, "--json", "--at", at][..], &require].concat();
+        let (code, result) = json(&args);
+        assert_eq!(code, Some(0), "{name}: {result:#}");
+    }
+}
+
 /// Nobody may make the command wait for ever, nor hide that something named couldn't be read.
 #[test]
 fn pipes_and_locked_folders_get_an_answer() {
