@@ -8,7 +8,7 @@ use crate::kind::decode_text;
 use crate::nvidia::References;
 use crate::tdx::Collateral;
 use crate::tpm::TpmReferences;
-use crate::x509::{check_certificate, check_crl};
+use crate::x509::{Cert, Crl};
 
 const CERTIFICATES_MAX: usize = 1024;
 const CRLS_MAX: usize = 256;
@@ -17,8 +17,8 @@ const DER_LEN_MAX: usize = 1024 * 1024;
 /// What a caller has beside the evidence. Holding one proves that each part is well-formed, not that any is genuine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Endorsements {
-    certificates: Vec<Vec<u8>>,
-    crls: Vec<Vec<u8>>,
+    certificates: Vec<Cert>,
+    crls: Vec<Crl>,
     /// Intel's collateral for TDX.
     pub(crate) tdx: Collateral,
     /// NVIDIA's reference manifests and OCSP responses.
@@ -90,34 +90,45 @@ impl Endorsements {
         if der.len() > DER_LEN_MAX {
             return Err(EndorsementsError::TooMuch);
         }
-        let Err(not_a_certificate) = check_certificate(&der) else {
-            return add(&mut self.certificates, der, CERTIFICATES_MAX);
+        let not_a_certificate = match Cert::parse(&der) {
+            Ok(cert) => return add(&mut self.certificates, cert, CERTIFICATES_MAX),
+            Err(error) => error,
         };
-        match check_crl(&der) {
-            Ok(()) => add(&mut self.crls, der, CRLS_MAX),
+        match Crl::parse(&der) {
+            Ok(crl) => add(&mut self.crls, crl, CRLS_MAX),
             Err(_) => Err(EndorsementsError::Unknown(not_a_certificate.to_string())),
         }
     }
 
     /// The certificates, in the order they came.
     pub fn certificates(&self) -> impl Iterator<Item = &[u8]> {
-        self.certificates.iter().map(Vec::as_slice)
+        self.certificates.iter().map(|cert| cert.der.as_slice())
     }
 
     /// The CRLs, in the order they came.
     pub fn crls(&self) -> impl Iterator<Item = &[u8]> {
-        self.crls.iter().map(Vec::as_slice)
+        self.crls.iter().map(|crl| &*crl.der)
+    }
+
+    /// The certificates, read.
+    pub(crate) fn certs(&self) -> &[Cert] {
+        &self.certificates
+    }
+
+    /// The CRLs, read.
+    pub(crate) fn crl_list(&self) -> &[Crl] {
+        &self.crls
     }
 }
 
-fn add(list: &mut Vec<Vec<u8>>, der: Vec<u8>, max: usize) -> Result<(), EndorsementsError> {
-    if list.contains(&der) {
+fn add<T: PartialEq>(list: &mut Vec<T>, item: T, max: usize) -> Result<(), EndorsementsError> {
+    if list.contains(&item) {
         return Ok(());
     }
     if list.len() == max {
         return Err(EndorsementsError::TooMuch);
     }
-    list.push(der);
+    list.push(item);
     Ok(())
 }
 

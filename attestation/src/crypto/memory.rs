@@ -14,21 +14,35 @@ const REMEMBERED_MAX: usize = 512;
 
 static HELD: Mutex<VecDeque<[u8; 32]>> = Mutex::new(VecDeque::new());
 
+/// A message with its signature, as a digest that may be kept beside them: collateral is long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Statement([u8; 32]);
+
+impl Statement {
+    pub(crate) fn of(message: &[u8], signature: &[u8]) -> Self {
+        Self(digest([message, signature]))
+    }
+}
+
+/// The lengths count, too.
+fn digest<const N: usize>(parts: [&[u8]; N]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hash.finalize().into()
+}
+
 /// `check`'s answer, unless the same key, message and signature are remembered to hold. `scheme` tells the signature
 /// algorithms apart.
 pub(crate) fn remembered(
     scheme: &str,
     key: &[u8],
-    message: &[u8],
-    signature: &[u8],
+    statement: Statement,
     check: impl FnOnce() -> bool,
 ) -> bool {
-    let mut hash = Sha256::new();
-    for part in [scheme.as_bytes(), key, message, signature] {
-        hash.update((part.len() as u64).to_be_bytes());
-        hash.update(part);
-    }
-    let digest: [u8; 32] = hash.finalize().into();
+    let digest = digest([scheme.as_bytes(), key, &statement.0]);
     let held = || HELD.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if held().contains(&digest) {
         return true;
@@ -44,9 +58,10 @@ pub(crate) fn remembered(
     holds
 }
 
-/// Forgets everything, to measure what the first verdict costs.
+/// Forgets everything, certificates that were read, too: to measure what the first verdict costs.
 #[cfg(feature = "sim")]
 pub fn forget_signatures() {
+    crate::x509::forget();
     HELD.lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
         .clear();
@@ -66,13 +81,8 @@ mod tests {
                 asked = true;
                 answer
             };
-            let holds = remembered(
-                scheme,
-                key.as_bytes(),
-                message.as_bytes(),
-                signature.as_bytes(),
-                check,
-            );
+            let statement = Statement::of(message.as_bytes(), signature.as_bytes());
+            let holds = remembered(scheme, key.as_bytes(), statement, check);
             (holds, asked)
         };
         assert_eq!(ask(parts, false), (false, true));
@@ -84,7 +94,7 @@ mod tests {
             assert_eq!(ask(other, false), (false, true), "part {changed}");
         }
         // The lengths count: the same bytes divided otherwise are something else.
-        let shifted = ["memory test", "keym", "essage", "signature"];
+        let shifted = ["memory test", "key", "messages", "ignature"];
         assert_eq!(ask(shifted, false), (false, true));
     }
 }

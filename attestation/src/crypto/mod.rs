@@ -9,7 +9,7 @@ mod rustcrypto;
 
 #[cfg(feature = "sim")]
 pub use memory::forget_signatures;
-pub(crate) use memory::remembered;
+pub(crate) use memory::{Statement, remembered};
 
 /// Signature checks. Keys and signatures come as the formats carry them; anything unreadable is simply not valid.
 ///

@@ -69,13 +69,13 @@ pub(super) fn authenticate(
 ) -> Authentication {
     let mut checks = Vec::new();
     let mut pool: Vec<Cert> = Vec::new();
-    for der in evidence
+    for cert in evidence
         .certificates
         .iter()
-        .map(Vec::as_slice)
-        .chain(endorsements.certificates())
+        .map(|der| Cert::parse(der))
+        .chain(endorsements.certs().iter().cloned().map(Ok))
     {
-        match Cert::parse(der) {
+        match cert {
             Ok(cert) if pool.iter().all(|known| known.der != cert.der) => pool.push(cert),
             Ok(_) => {}
             Err(e) => {
@@ -258,15 +258,12 @@ pub(super) fn revocation(
     at: u64,
 ) -> Check {
     let responses = &endorsements.gpu.ocsp;
-    let crls: Vec<Crl> = endorsements
-        .crls()
-        .filter_map(|der| Crl::parse(der).ok())
-        .collect();
+    let crls = endorsements.crl_list();
     let (mut good, mut open) = (Vec::new(), Vec::new());
     for pair in chain.windows(2) {
         let [cert, issuer] = pair else { continue };
         let name = &cert.subject_cn;
-        match ocsp::answer(responses, cert, issuer, at).or_crl(&crls, cert, issuer, at) {
+        match ocsp::answer(responses, cert, issuer, at).or_crl(crls, cert, issuer, at) {
             Answer::Forged => {
                 let expected = "OCSP responses and CRLs signed by the certificate's issuer or its responder";
                 return Check::of(

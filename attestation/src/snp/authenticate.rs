@@ -176,21 +176,12 @@ impl Pool {
             at,
             supplied: false,
         };
-        let supplied = certificates
-            .iter()
-            .map(Vec::as_slice)
-            .chain(endorsements.certificates());
-        let mut seen: Vec<&[u8]> = Vec::new();
-        for der in supplied {
-            if seen.contains(&der) {
+        for (n, der) in certificates.iter().enumerate() {
+            if certificates[..n].contains(der) {
                 continue;
             }
-            seen.push(der);
             match Cert::parse(der) {
-                Ok(cert) if vek::kind(&cert).is_some() => pool.veks.push(cert),
-                Ok(cert) if cert.issuer == cert.subject => pool.supplied_roots.push(cert),
-                Ok(cert) if cert.subject_cn.starts_with("SEV-") => pool.intermediates.push(cert),
-                Ok(_) => {} // another maker's
+                Ok(cert) => pool.add(cert),
                 // A host's certificate table may hold AMD's CRL too.
                 Err(e) => match Crl::parse(der) {
                     Ok(crl) => pool.crls.push(crl),
@@ -198,6 +189,11 @@ impl Pool {
                 },
             }
         }
+        let others = endorsements
+            .certs()
+            .iter()
+            .filter(|cert| !certificates.contains(&cert.der));
+        others.for_each(|cert| pool.add(cert.clone()));
         pool.supplied = !pool.intermediates.is_empty();
         if !pool.supplied {
             pool.intermediates.extend_from_slice(amd_intermediates());
@@ -207,9 +203,18 @@ impl Pool {
                 .of(RootKind::Amd)
                 .map(|root| (root.cert.clone(), root.trust)),
         );
-        pool.crls
-            .extend(endorsements.crls().filter_map(|der| Crl::parse(der).ok()));
+        pool.crls.extend_from_slice(endorsements.crl_list());
         pool
+    }
+
+    fn add(&mut self, cert: Cert) {
+        if vek::kind(&cert).is_some() {
+            self.veks.push(cert);
+        } else if cert.issuer == cert.subject {
+            self.supplied_roots.push(cert);
+        } else if cert.subject_cn.starts_with("SEV-") {
+            self.intermediates.push(cert);
+        } // else another maker's
     }
 
     fn unreadable_checks(&self) -> Vec<Check> {

@@ -119,16 +119,14 @@ pub(super) fn authenticate<'e>(
             qe_identity: None,
         };
     };
-    let supplied: Vec<Cert> = endorsements
-        .certificates()
-        .filter_map(|der| Cert::parse(der).ok())
-        .collect();
-    let signers = Signers::gather(endorsements.tdx.certs().chain(&supplied), &chain.root.cert, at);
-    let others: Vec<Crl> = endorsements
+    let supplied = endorsements.tdx.certs().iter().chain(endorsements.certs());
+    let signers = Signers::gather(supplied, &chain.root.cert, at);
+    let crls: Vec<&Crl> = endorsements
+        .tdx
         .crls()
-        .filter_map(|der| Crl::parse(der).ok())
+        .iter()
+        .chain(endorsements.crl_list())
         .collect();
-    let crls: Vec<&Crl> = endorsements.tdx.crls().chain(&others).collect();
     let (tcb_info, used_by_info) =
         signers.tcb_info(&endorsements.tdx.tcb_infos, platform.as_ref(), at, &mut checks);
     let (qe_identity, used_by_qe) = signers.qe_identity(&endorsements.tdx.qe_identities, at, &mut checks);

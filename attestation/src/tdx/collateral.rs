@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::tcb::{QeIdentity, TcbInfo, TcbInfoHead, Window};
-use crate::crypto::{CRYPTO, remembered};
+use crate::crypto::{CRYPTO, Statement, remembered};
 use crate::endorsements::{EndorsementsError, Recognised};
 use crate::eventlog::LOG_LEN_MAX;
 use crate::x509::{Cert, Crl, PublicKey};
@@ -39,51 +39,34 @@ static SHIPPED_SIGNERS: LazyLock<Vec<Cert>> = LazyLock::new(|| {
 
 /// TCB infos, quoting enclave identities, certificates, CRLs and event logs, as they were given. Holding one proves
 /// nothing about them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Collateral {
     pub(super) tcb_infos: Vec<TcbInfoDocument>,
     pub(super) qe_identities: Vec<QeIdentityDocument>,
     certs: Vec<Cert>,
-    crls: Vec<(Vec<u8>, Crl)>,
+    crls: Vec<Crl>,
     /// CCEL areas.
     pub(super) event_logs: Vec<Vec<u8>>,
 }
-
-/// Whether the same things were given, in the same order.
-impl PartialEq for Collateral {
-    fn eq(&self, other: &Self) -> bool {
-        self.tcb_infos == other.tcb_infos
-            && self.qe_identities == other.qe_identities
-            && self.event_logs == other.event_logs
-            && self
-                .certs
-                .iter()
-                .map(|cert| &cert.der)
-                .eq(other.certs.iter().map(|cert| &cert.der))
-            && self
-                .crls
-                .iter()
-                .map(|(der, _)| der)
-                .eq(other.crls.iter().map(|(der, _)| der))
-    }
-}
-
-impl Eq for Collateral {}
 
 /// A text that Intel signs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SignedText {
     text: Box<str>,
-    signature: Option<[u8; 64]>,
+    signature: Option<([u8; 64], Statement)>,
 }
 
 impl SignedText {
+    fn new(text: Box<str>, signature: Option<[u8; 64]>) -> Self {
+        let signature = signature.map(|signature| (signature, Statement::of(text.as_bytes(), &signature)));
+        Self { text, signature }
+    }
+
     pub(super) fn is_signed_by(&self, signer: &Cert) -> bool {
         match (&signer.key, &self.signature) {
-            (PublicKey::P256(key), Some(signature)) => {
-                let text = self.text.as_bytes();
-                let check = || CRYPTO.p256_sha256(key, text, signature);
-                remembered("collateral", key, text, signature, check)
+            (PublicKey::P256(key), Some((signature, statement))) => {
+                let check = || CRYPTO.p256_sha256(key, self.text.as_bytes(), signature);
+                remembered("collateral", key, *statement, check)
             }
             _ => false,
         }
@@ -191,13 +174,13 @@ impl Collateral {
         }
         for text in [file.root_ca_crl, file.pck_crl].into_iter().flatten() {
             let der = crl_der(&text)?;
-            if self.crls.iter().any(|(given, _)| *given == der) {
+            if self.crls.iter().any(|crl| *crl.der == der) {
                 continue;
             }
             let crl = Crl::parse(&der)
                 .map_err(|e| EndorsementsError::Malformed(format!("a CRL in Intel's collateral: {e}")))?;
             limit(self.crls.len(), CERTIFICATES_MAX)?;
-            self.crls.push((der, crl));
+            self.crls.push(crl);
         }
         Ok(())
     }
@@ -208,7 +191,7 @@ impl Collateral {
             Ok(head) if head.is_tdx() => TcbInfo::parse(text.as_bytes()).map(Some),
             _ => Ok(None),
         };
-        let signed = SignedText { text, signature };
+        let signed = SignedText::new(text, signature);
         push(
             &mut self.tcb_infos,
             TcbInfoDocument { signed, head, info },
@@ -222,7 +205,7 @@ impl Collateral {
         signature: Option<[u8; 64]>,
     ) -> Result<(), EndorsementsError> {
         let identity = QeIdentity::parse(text.as_bytes());
-        let signed = SignedText { text, signature };
+        let signed = SignedText::new(text, signature);
         push(
             &mut self.qe_identities,
             QeIdentityDocument { signed, identity },
@@ -230,12 +213,12 @@ impl Collateral {
         )
     }
 
-    pub(super) fn certs(&self) -> impl Iterator<Item = &Cert> {
-        self.certs.iter()
+    pub(super) fn certs(&self) -> &[Cert] {
+        &self.certs
     }
 
-    pub(super) fn crls(&self) -> impl Iterator<Item = &Crl> {
-        self.crls.iter().map(|(_, crl)| crl)
+    pub(super) fn crls(&self) -> &[Crl] {
+        &self.crls
     }
 }
 

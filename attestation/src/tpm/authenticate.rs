@@ -58,11 +58,11 @@ pub(super) fn authenticate(
     policy: &TpmPolicy,
     at: u64,
 ) -> Authentication {
-    let certificates = evidence.certificates.iter().map(Vec::as_slice);
-    let pool: Vec<Cert> = certificates
-        .chain(endorsements.certificates())
-        .filter_map(|der| Cert::parse(der).ok())
-        .collect();
+    let certificates = evidence
+        .certificates
+        .iter()
+        .filter_map(|der| Cert::parse(der).ok());
+    let pool: Vec<Cert> = certificates.chain(endorsements.certs().iter().cloned()).collect();
     let named: Vec<Root> = pool
         .iter()
         .filter(|cert| policy.roots.contains(&Sha256::digest(&cert.der).into()))
@@ -304,10 +304,7 @@ fn attributes(ak: &AttestationKey, vouched: Vouched) -> Check {
 /// Every certificate below the root, in its issuer's CRL.
 fn revocation(path: &Path<'_>, endorsements: &Endorsements, at: u64) -> Check {
     const ID: &str = "authenticate.revocation";
-    let crls: Vec<Crl> = endorsements
-        .crls()
-        .filter_map(|der| Crl::parse(der).ok())
-        .collect();
+    let crls = endorsements.crl_list();
     let mut unknown = None;
     for pair in path.certs.windows(2) {
         let (cert, issuer) = (pair[0], pair[1]);

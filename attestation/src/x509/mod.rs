@@ -9,8 +9,11 @@
 //!
 //! A signature is checked over the bytes that came, never over a re-encoding.
 
+mod memory;
 mod path;
 mod signature;
+
+use std::sync::Arc;
 
 use der::asn1::ObjectIdentifier;
 use der::{Decode, Encode};
@@ -19,6 +22,8 @@ use x509_cert::ext::pkix::{BasicConstraints, KeyUsage};
 use x509_cert::name::Name;
 use x509_cert::{Certificate, Version};
 
+#[cfg(feature = "sim")]
+pub(crate) use memory::forget;
 pub(crate) use path::{Path, dates, find_path};
 pub(crate) use signature::{PublicKey, Signed, ecdsa_fixed};
 
@@ -59,6 +64,15 @@ pub(crate) struct Cert {
 
 impl Cert {
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, CertError> {
+        if let Some(cert) = memory::recall(bytes) {
+            return Ok(cert);
+        }
+        let cert = Self::read(bytes)?;
+        memory::remember(&cert);
+        Ok(cert)
+    }
+
+    fn read(bytes: &[u8]) -> Result<Self, CertError> {
         let certificate = Certificate::from_der(bytes)?;
         let tbs = certificate.tbs_certificate();
         if tbs.version() != Version::V3 {
@@ -105,9 +119,10 @@ impl Cert {
     }
 }
 
-/// A revocation list, read but not believed.
+/// A revocation list, read but not believed. Clones share what is long.
 #[derive(Clone, Debug)]
 pub(crate) struct Crl {
+    pub(crate) der: Arc<[u8]>,
     pub(crate) signed: Signed,
     pub(crate) issuer: Vec<u8>,
     pub(crate) issuer_cn: String,
@@ -115,7 +130,7 @@ pub(crate) struct Crl {
     pub(crate) this_update: u64,
     /// Unix seconds, exclusive; AMD's always have one.
     pub(crate) next_update: Option<u64>,
-    revoked: Vec<Vec<u8>>,
+    revoked: Arc<[Vec<u8>]>,
 }
 
 impl Crl {
@@ -125,6 +140,7 @@ impl Crl {
         let signed = Signed::cut(bytes, &list.signature_algorithm, &tbs.signature)?;
         let revoked = tbs.revoked_certificates.iter().flatten();
         Ok(Self {
+            der: bytes.into(),
             signed,
             issuer: tbs.issuer.to_der()?,
             issuer_cn: common_name(&tbs.issuer),
@@ -138,10 +154,31 @@ impl Crl {
 
     /// Whether `serial` is on the list.
     pub(crate) fn revokes(&self, serial: &[u8]) -> bool {
-        let strip = |serial: &[u8]| serial.iter().copied().skip_while(|b| *b == 0).collect::<Vec<_>>();
-        self.revoked.iter().any(|revoked| strip(revoked) == strip(serial))
+        let strip = |serial: &[u8]| serial.iter().position(|byte| *byte != 0).unwrap_or(serial.len());
+        let serial = &serial[strip(serial)..];
+        self.revoked
+            .iter()
+            .any(|revoked| &revoked[strip(revoked)..] == serial)
     }
 }
+
+/// The same bytes.
+impl PartialEq for Cert {
+    fn eq(&self, other: &Self) -> bool {
+        self.der == other.der
+    }
+}
+
+impl Eq for Cert {}
+
+/// The same bytes.
+impl PartialEq for Crl {
+    fn eq(&self, other: &Self) -> bool {
+        self.der == other.der
+    }
+}
+
+impl Eq for Crl {}
 
 /// Unix seconds as `2026-08-19T14:09:01Z`, for people; as a number where the calendar ends (year 9999).
 pub(crate) fn show_time(seconds: u64) -> String {
@@ -152,11 +189,6 @@ pub(crate) fn show_time(seconds: u64) -> String {
 /// Whether bytes are one certificate in DER and nothing else.
 pub(crate) fn check_certificate(der: &[u8]) -> Result<(), CertError> {
     Cert::parse(der).map(drop)
-}
-
-/// Whether bytes are one CRL in DER and nothing else.
-pub(crate) fn check_crl(der: &[u8]) -> Result<(), CertError> {
-    Crl::parse(der).map(drop)
 }
 
 /// The common name, if it is printable; else nothing.

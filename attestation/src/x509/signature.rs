@@ -1,11 +1,13 @@
 //! What signs X.509 structures here, and the check.
 
+use std::sync::{Arc, OnceLock};
+
 use der::asn1::{ObjectIdentifier, UintRef};
 use der::{Decode, Encode, Header, Reader, SliceReader};
 use x509_cert::spki::{AlgorithmIdentifierOwned, SubjectPublicKeyInfoOwned};
 
 use super::CertError;
-use crate::crypto::{CRYPTO, remembered};
+use crate::crypto::{CRYPTO, Statement, remembered};
 
 const RSA_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 const RSA_SHA256_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.11");
@@ -68,13 +70,18 @@ impl Algorithm {
     }
 }
 
-/// The part of a signed DER structure that its signature covers, and the signature.
+/// The part of a signed DER structure that its signature covers, and the signature. Clones share it.
 #[derive(Clone, Debug)]
-pub(crate) struct Signed {
+pub(crate) struct Signed(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
     tbs: Vec<u8>,
     signature: Vec<u8>,
     /// `None`: one that isn't known, or not the same outside and inside.
     algorithm: Option<Algorithm>,
+    /// Of both, once somebody asked.
+    statement: OnceLock<Statement>,
 }
 
 impl Signed {
@@ -89,19 +96,20 @@ impl Signed {
         let tbs = reader.tlv_bytes()?.to_vec();
         reader.tlv_bytes()?;
         let signature = der::asn1::BitString::decode(&mut reader)?;
-        Ok(Self {
+        Ok(Self(Arc::new(Parts {
             tbs,
             signature: signature.as_bytes().unwrap_or_default().to_vec(),
             algorithm: Algorithm::of(outer).filter(|_| outer == inner),
-        })
+            statement: OnceLock::new(),
+        })))
     }
 
     /// Whether `key` signed it.
     pub(crate) fn is_signed_by(&self, key: &PublicKey) -> bool {
-        let Some(algorithm) = self.algorithm else {
+        let Some(algorithm) = self.0.algorithm else {
             return false;
         };
-        let (tbs, signature) = (self.tbs.as_slice(), self.signature.as_slice());
+        let (tbs, signature) = (self.0.tbs.as_slice(), self.0.signature.as_slice());
         let (PublicKey::Rsa(bytes) | PublicKey::P256(bytes) | PublicKey::P384(bytes)) = key else {
             return false;
         };
@@ -123,13 +131,14 @@ impl Signed {
             }
             _ => false,
         };
-        remembered(algorithm.name(), bytes, tbs, signature, check)
+        let statement = self.0.statement.get_or_init(|| Statement::of(tbs, signature));
+        remembered(algorithm.name(), bytes, *statement, check)
     }
 
     /// What is signed, and the signature; for tests of the signature checks.
     #[cfg(all(test, feature = "native", feature = "rustcrypto"))]
     pub(crate) fn parts(&self) -> (&[u8], &[u8]) {
-        (&self.tbs, &self.signature)
+        (&self.0.tbs, &self.0.signature)
     }
 }
 
