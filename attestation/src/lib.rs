@@ -23,6 +23,7 @@
 //! | [`tpm`] | TPM 2.0: the quote of a host, and of Azure's virtual TPM |
 //! | [`measure`] | reference values: the SNP launch digest of firmware + kernel + initrd + command line, or of an IGVM file |
 //! | [`eventlog`] | what was measured, in what order: the firmware's log, CCEL, systemd's |
+//! | `fetch` (feature) | getting endorsements from their makers: the one part that knows a network |
 //! | [`agent`] | how a host asks the agent in a VM for evidence |
 //! | `sim` (feature) | a platform that issues real-format evidence under its own root |
 //!
@@ -47,6 +48,8 @@ mod x509;
 
 pub mod agent;
 pub mod eventlog;
+#[cfg(feature = "fetch")]
+pub mod fetch;
 pub mod measure;
 pub mod nvidia;
 #[cfg(feature = "sim")]

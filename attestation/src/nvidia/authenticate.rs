@@ -183,7 +183,7 @@ fn is_signed_by(report: &Report, cert: &Cert) -> bool {
 
 /// The certificate of the key that signed, and `true`; if there is none, the one that comes nearest, to say what is
 /// wrong with it.
-fn leaf<'a>(report: &Report, pool: &'a [Cert]) -> Option<(&'a Cert, bool)> {
+pub(super) fn leaf<'a>(report: &Report, pool: &'a [Cert]) -> Option<(&'a Cert, bool)> {
     let leaves = || pool.iter().filter(|cert| !cert.may_issue && fwid::is_there(cert));
     if let Some(signer) = leaves().find(|cert| is_signed_by(report, cert)) {
         return Some((signer, true));

@@ -51,6 +51,7 @@ pub(super) fn of_report(report: &Report, device: Option<&Device>) -> Value {
             "x-nvidia-device-type": "nvswitch",
             "x-nvidia-switch-bios-version": opaque.vbios_version(),
             "x-nvidia-switch-pdi": pdis.first(),
+            "rim-ids": [opaque.vbios_rim_id()],
         })
     } else {
         let driver_rim = chip.and_then(|chip| opaque.driver_rim_id(chip));

@@ -32,6 +32,8 @@ mod policy;
 mod references;
 mod report;
 mod rim;
+#[cfg(feature = "fetch")]
+mod wanted;
 
 pub use authenticate::Authentic;
 pub use evidence::{GpuEvidence, Stated};
@@ -43,6 +45,8 @@ pub(crate) use claims::claims;
 pub(crate) use evidence::recognise;
 pub(crate) use policy::GpuPolicyFile;
 pub(crate) use references::References;
+#[cfg(feature = "fetch")]
+pub(crate) use wanted::{answered_ocsp, manifest_chains, wants};
 
 #[cfg(feature = "sim")]
 pub(crate) use rim::to_be_signed as rim_to_be_signed;

@@ -120,6 +120,14 @@ impl OcspResponse {
         })
     }
 
+    /// From when until when (Unix seconds, inclusive; `None`: no end) its word about a certificate is good.
+    #[cfg(feature = "fetch")]
+    pub(super) fn window(&self, cert: &Cert, issuer: &Cert) -> Option<(u64, Option<u64>)> {
+        let entry = self.entries.iter().find(|entry| entry.is_about(cert, issuer))?;
+        let until = entry.next_update.map(|next| next.saturating_sub(1));
+        Some((entry.this_update, until))
+    }
+
     /// Whether the certificate's issuer stands behind it. `at`: the responder's certificate must be valid then.
     fn is_genuine(&self, issuer: &Cert, at: u64) -> bool {
         let delegated = |cert: &&Cert| {

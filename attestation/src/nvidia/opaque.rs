@@ -186,13 +186,18 @@ impl Opaque {
         Some(format!("{prefix}_{chip}_{version}"))
     }
 
-    /// The name under which NVIDIA keeps the reference manifest of this GPU's VBIOS.
+    /// The name under which NVIDIA keeps the reference manifest of this GPU's VBIOS, or this switch's BIOS.
     pub fn vbios_rim_id(&self) -> Option<String> {
         let [project, project_sku, chip_sku] =
             [field::PROJECT, field::PROJECT_SKU, field::CHIP_SKU].map(|kind| self.text(kind));
         let version = self.vbios_version()?.replace('.', "");
+        let prefix = if self.is_switch() {
+            "NV_SWITCH_BIOS"
+        } else {
+            "NV_GPU_VBIOS"
+        };
         Some(format!(
-            "NV_GPU_VBIOS_{}_{}_{}_{version}",
+            "{prefix}_{}_{}_{}_{version}",
             project?, project_sku?, chip_sku?
         ))
     }

@@ -15,7 +15,7 @@ mod cert;
 mod product;
 mod report;
 mod tcb;
-mod vek;
+pub(crate) mod vek;
 
 pub use appraise::appraise;
 pub use authenticate::{Authentic, Authentication, authenticate};

@@ -264,14 +264,14 @@ fn signatures(quote: &Quote<'_>, chain: Option<&Chain<'_>>) -> [Check; 3] {
 }
 
 /// The certificates of the TCB signing key that the quote's root signed; those valid at the time asked about come first.
-struct Signers<'a> {
+pub(super) struct Signers<'a> {
     certs: Vec<&'a Cert>,
     /// None, but others were given under that name.
     foreign: bool,
 }
 
 impl<'a> Signers<'a> {
-    fn gather(supplied: impl Iterator<Item = &'a Cert>, root: &Cert, at: u64) -> Self {
+    pub(super) fn gather(supplied: impl Iterator<Item = &'a Cert>, root: &Cert, at: u64) -> Self {
         let genuine = |cert: &&Cert| cert.issuer == root.subject && cert.signed.is_signed_by(&root.key);
         let named: Vec<&Cert> = supplied
             .filter(|cert| cert.subject_cn == TCB_SIGNER && !cert.may_issue)
@@ -295,7 +295,7 @@ impl<'a> Signers<'a> {
         }
     }
 
-    fn signer_of(&self, text: &SignedText) -> Option<&'a Cert> {
+    pub(super) fn signer_of(&self, text: &SignedText) -> Option<&'a Cert> {
         self.certs.iter().copied().find(|cert| text.is_signed_by(cert))
     }
 

@@ -20,6 +20,8 @@ mod policy;
 mod quote;
 mod rtmr;
 mod tcb;
+#[cfg(feature = "fetch")]
+mod wanted;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha384};
@@ -29,6 +31,8 @@ pub use policy::TdxPolicy;
 pub(crate) use policy::TdxPolicyFile;
 pub(crate) use quote::recognise;
 pub use tcb::TcbStatus;
+#[cfg(feature = "fetch")]
+pub(crate) use wanted::{answered_qe_identity, answered_tcb_info, platform};
 
 use crate::result::{Appraisal, Check, Trust};
 use crate::x509::{Cert, show_time};

@@ -65,6 +65,16 @@ pub struct VtpmQuote {
     pub pcrs: Vec<Vec<u8>>,
 }
 
+#[cfg(feature = "fetch")]
+impl AzureEvidence {
+    /// The SNP report inside, if it is an SNP machine's.
+    pub(crate) fn snp_report(&self) -> Option<&[u8]> {
+        let hcl = parse_hcl(&self.hcl_report).ok()?;
+        let snp = matches!(hcl.platform, Platform::Snp);
+        hcl.hardware.get(..crate::snp::REPORT_LEN).filter(|_| snp)
+    }
+}
+
 /// Takes a paravisor's report or a JSON that holds one.
 pub(super) fn recognise(content: &[u8]) -> Option<Result<AzureEvidence, String>> {
     if content.starts_with(START) {

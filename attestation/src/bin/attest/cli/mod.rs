@@ -17,6 +17,8 @@ macro_rules! outln {
 }
 
 mod bundle;
+#[cfg(feature = "fetch")]
+mod fetch;
 mod input;
 mod measure;
 mod measure_tdx;
@@ -38,7 +40,7 @@ use clap::{CommandFactory, Parser, Subcommand};
     max_term_width = 110,
     after_help = "\
 Exit codes: 0 verified, 1 refused, 2 can't tell (missing endorsements, unreadable input, wrong usage).
-Nothing is fetched and nothing is sent: all input is on the command line."
+Only `attest fetch` talks to others; every other command's input is all on the command line."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -67,6 +69,9 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
+    /// Fetch the endorsements that evidence needs from AMD, Intel and NVIDIA
+    #[cfg(feature = "fetch")]
+    Fetch(fetch::Args),
     /// Print a completion script for a shell
     Completions {
         /// Which shell
@@ -83,6 +88,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Unbundle(args) => bundle::unbundle(&args),
         Command::Measure(command) => measure::run(&command),
         Command::Policy(command) => verify::policy(&command),
+        #[cfg(feature = "fetch")]
+        Command::Fetch(args) => fetch::run(&args),
         Command::Agent { .. } => Err(anyhow::anyhow!("this build has no agent (cargo feature `agent`)")),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "attest", &mut std::io::stdout());
