@@ -313,7 +313,8 @@ pub(crate) struct Sbom {
 impl Sbom {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let document = report::spdx(&Image::read(&self.image)?);
-        println!("{}", serde_json::to_string_pretty(&document)?);
+        // A reader may have had enough: that is no fault of the document.
+        writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&document)?)?;
         Ok(())
     }
 }
