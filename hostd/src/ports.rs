@@ -265,7 +265,7 @@ pub enum AgentError {
 /// The agent in the VM.
 #[async_trait]
 pub trait AgentPort: Send + Sync {
-    /// Asks once, within `within`. The answer is CBOR of `attestation::Evidence`, parsed once but not believed.
+    /// Asks once, within `within`. The answer is CBOR of `attestation::Composite`, parsed once but not believed.
     async fn evidence(
         &self,
         channel: &AgentChannel,

@@ -645,7 +645,7 @@ async fn guest_comes_up(vmm: &CloudHypervisor, spec: &VmSpec, begun: Instant) {
                 "the agent ({version}, {platform}) answered after {:?}",
                 begun.elapsed()
             );
-            return;
+            break;
         }
         if begun.elapsed() > Duration::from_secs(180) {
             panic!(
@@ -655,6 +655,19 @@ async fn guest_comes_up(vmm: &CloudHypervisor, spec: &VmSpec, begun: Instant) {
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
+    let asked = RequestBody::Evidence {
+        ledger: vec![1],
+        contract: spec.id.0,
+        nonce: [2; 32],
+    };
+    let answer = ask(&channel, asked);
+    let ResponseBody::Evidence(cbor) = answer else {
+        panic!("no evidence: {answer:?}")
+    };
+    let evidence = attestation::Composite::from_cbor(&cbor).unwrap();
+    println!("evidence of {} bytes: {:?}", cbor.len(), evidence.vm.cpu);
+    assert_eq!(evidence.vm.cpu, attestation::CpuEvidence::None);
+    assert!(evidence.vm.guest_keys.ssh_host_key.is_some() && evidence.gpus.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
