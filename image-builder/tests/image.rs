@@ -221,18 +221,20 @@ fn one_flipped_bit_in_the_root_or_the_kernel_image_stops_the_boot() {
     let _alone = alone();
     let (dir, image) = image();
     let ready = format!("READY {} {}", image.name, image.image_version);
-    // erofs' superblock begins with its magic number, 1,024 bytes into the root; the kernel image holds its command
-    // lines as they are.
+    // The kernel image holds its command lines as they are. erofs' superblock begins with its magic number, 1,024 bytes
+    // into the root; the kernel image happens to hold these bytes too, so they are looked for behind its partition.
     let erofs = 0xe0f5_e1e2_u32.to_le_bytes();
-    for (what, wanted, at, refusals) in [
+    for (what, from_mib, wanted, at, refusals) in [
         (
             "root",
+            1025,
             &erofs[..],
             20,
             &["is corrupted", "Failed to mount sysroot.mount", "emergency"][..],
         ),
         (
             "kernel image",
+            1,
             b"systemd.import_credentials=no",
             27,
             &[
@@ -244,7 +246,7 @@ fn one_flipped_bit_in_the_root_or_the_kernel_image_stops_the_boot() {
         ),
     ] {
         let mut host = Host::new(&dir, &image);
-        host.flip(1 << 20, wanted, at);
+        host.flip(from_mib << 20, wanted, at);
         let mut boot = host.boot();
         let text = boot.until(&[refusals, &[&ready]].concat());
         assert!(
