@@ -23,6 +23,7 @@ pub use self::offering::offering_spec;
 use crate::allocator::Capacity;
 use crate::config::{Adapter, Config};
 use crate::doctor;
+use crate::events::Events;
 use crate::inventory::{self, Inventory};
 use crate::journal::{Journal, JournalError, Probe, now_ms};
 use crate::names::{self, Names};
@@ -32,6 +33,7 @@ use crate::storage::{EncryptionSupport, Store};
 use crate::supervisor::spec::HostFacts;
 use crate::supervisor::{Ctx, NetKeeper, Timing, supervise};
 use crate::surface::metrics::Metrics;
+use crate::surface::money::Accounts;
 use crate::surface::{self, App, Registration};
 use crate::vmm::cloud_hypervisor::{CloudHypervisor, CloudHypervisorConfig};
 use crate::vmm::libvirt::{AccelChoice, Libvirt, LibvirtConfig};
@@ -269,8 +271,8 @@ fn probe() -> Probe {
     Arc::new(|_| true)
 }
 
-/// Runs until SIGTERM or SIGINT.
-pub async fn run(config: Config) -> Result<(), DaemonError> {
+/// Runs until SIGTERM or SIGINT. `events` is where the log goes beside journald.
+pub async fn run(config: Config, events: Events) -> Result<(), DaemonError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Api)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Api)?;
     make_dir(&config.host.state_dir, 0o700)?;
@@ -281,6 +283,11 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     warn_of_own_mounts();
     let (client, principal) = connect(&config)?;
     let delegation = delegation(&config, &principal)?;
+    let provider =
+        ledger::crypto::principal_of(&delegation.provider_key).map_err(|e| DaemonError::Config {
+            key: "ledger.delegation",
+            why: format!("the provider's key: {e}"),
+        })?;
     let store = Store::open(config.storage.clone()).map_err(|e| DaemonError::Storage(chain(&e)))?;
     let network = netns::Network::open(config.network.clone()).await;
     let network = Arc::new(TenantNetworks::new(Arc::new(
@@ -357,6 +364,9 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         host_principal: principal,
         registration,
         store: store.clone(),
+        provider,
+        accounts: Accounts::default(),
+        events,
     });
 
     let mut tasks = JoinSet::new();
@@ -422,8 +432,16 @@ pub fn doctor_inputs(
     ledger: doctor::LedgerFact,
     encryption: EncryptionSupport,
     storage: inventory::Probe<crate::storage::Space>,
+    domain: Option<&str>,
     running: bool,
 ) -> doctor::Inputs {
+    let ledger_host = url::Url::parse(&config.ledger.url)
+        .ok()
+        .and_then(|url| url.host_str().map(str::to_owned));
+    // A name like those that tenants get: a wildcard record must lead it here.
+    let tenants = domain
+        .filter(|_| config.network.haproxy.is_some())
+        .map(|domain| format!("hostd-doctor.{domain}"));
     let mut tool_paths = std::collections::BTreeMap::new();
     if let Some(haproxy) = &config.network.haproxy {
         tool_paths.insert("haproxy".to_owned(), haproxy.binary.clone());
@@ -459,6 +477,12 @@ pub fn doctor_inputs(
             .flat_map(|h| [h.https_port, h.http_port])
             .collect(),
         lease_ports: config.network.lease_ports.ports(),
+        public_ip4: config.network.public_ip4,
+        dns_names: ledger_host
+            .into_iter()
+            .map(|name| (name, None))
+            .chain(tenants.map(|name| (name, Some(config.network.public_ip4))))
+            .collect(),
     }
 }
 

@@ -13,9 +13,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use candid::Principal;
 use ledger::api::{
-    AtRest, Confirmation, Contract, ContractId, Digest32, HeartbeatArgs, HostDelegation, ImageRef,
-    LedgerError, LedgerInfo, OfferingId, OfferingSpec, SubmitEvidenceArgs,
+    Amount, AtRest, Confirmation, Contract, ContractId, Digest32, EvidenceRecord, HeartbeatArgs,
+    HostDelegation, ImageRef, LedgerError, LedgerInfo, OfferingId, OfferingSpec, SubmitEvidenceArgs,
 };
 
 use crate::vmm::{AgentChannel, Taps, Vmm, VmmProcess};
@@ -83,6 +84,12 @@ pub trait LedgerPort: Send + Sync {
     async fn vm_gone(&self, id: ContractId, reason: &str) -> Result<(), LedgerCallError>;
     /// This host holds nothing of the contract any more.
     async fn released(&self, id: ContractId) -> Result<(), LedgerCallError>;
+    /// What an account holds.
+    async fn balance(&self, account: Principal) -> Result<Amount, LedgerCallError>;
+    /// An account's reputation, base units.
+    async fn reputation(&self, account: Principal) -> Result<u64, LedgerCallError>;
+    /// The evidence of a contract that the ledger verified last, and what it found.
+    async fn evidence(&self, id: ContractId) -> Result<EvidenceRecord, LedgerCallError>;
     /// A sign of life.
     async fn heartbeat(&self, args: &HeartbeatArgs) -> Result<(), LedgerCallError>;
 }

@@ -6,42 +6,12 @@ mod sim;
 
 use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::Arc;
 
-use hostd::config::Config;
-use hostd::storage::{StorageConfig, Store};
+use hostd::surface;
 use hostd::surface::model::{Explanation, Status};
-use hostd::surface::{self, App, Registration};
 use ledger::api::{ContractState, EndReason};
 use sim::money::request;
-use sim::{Life, NEVER, World, id};
-use tokio::sync::watch;
-
-async fn serve(world: &Arc<World>, life: &Life) -> std::path::PathBuf {
-    let socket = world.dir.path().join("hostd.sock");
-    let (_, registration) = watch::channel(Registration {
-        registered: true,
-        offering: Some(1),
-        trouble: None,
-    });
-    let app = App {
-        ctx: life.ctx.clone(),
-        handle: life.handle.clone(),
-        config: Config::parse(include_str!("../hostd.example.toml")).unwrap(),
-        inventory: hostd::inventory::take(world.dir.path()),
-        started_ms: 1,
-        host_principal: "aaaaa-aa".into(),
-        registration,
-        store: Store::open(StorageConfig {
-            dir: world.dir.path().join("storage"),
-            ..StorageConfig::default()
-        })
-        .unwrap(),
-    };
-    let listener = surface::listen(&socket, None).unwrap();
-    tokio::spawn(async move { axum::serve(listener, surface::router(Arc::new(app))).await });
-    socket
-}
+use sim::{Life, NEVER, World, id, serve};
 
 /// `hostd` as an operator calls it.
 async fn hostd(socket: &Path, args: &[&str]) -> Output {
@@ -60,7 +30,8 @@ fn text(output: &Output) -> String {
 async fn the_command_line_shows_and_ends_contracts_over_the_socket_alone() {
     let world = World::new();
     let life = Life::start(&world, NEVER).await;
-    let socket = serve(&world, &life).await;
+    let served = serve(&world, &life, 1).await;
+    let socket = served.socket.clone();
     let mut contract = request(id(1), 1);
     contract.args.user_data = b"#!/bin/sh\necho a-tenants-secret\n".to_vec();
     world.change(|state| state.rent(contract));
@@ -180,7 +151,8 @@ async fn the_document_names_every_path_and_the_socket_is_not_for_everyone() {
     use std::os::unix::fs::PermissionsExt;
     let world = World::new();
     let life = Life::start(&world, NEVER).await;
-    let socket = serve(&world, &life).await;
+    let served = serve(&world, &life, 1).await;
+    let socket = served.socket.clone();
     assert_eq!(
         std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777,
         0o660
@@ -197,10 +169,14 @@ async fn the_document_names_every_path_and_the_socket_is_not_for_everyone() {
             "/v1/contracts/{id}",
             "/v1/contracts/{id}/console",
             "/v1/contracts/{id}/end",
+            "/v1/contracts/{id}/evidence",
             "/v1/contracts/{id}/vm",
             "/v1/doctor",
             "/v1/drain",
+            "/v1/events",
             "/v1/inventory",
+            "/v1/maintenance",
+            "/v1/money",
             "/v1/status",
             "/v1/support-bundle"
         ]

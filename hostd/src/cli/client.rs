@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ClientError {
+pub(crate) enum ClientError {
     /// Nobody there.
     #[error("no answer on {socket}: {why}; does hostd run? (`--socket` or `--config` names another)")]
     Silent {
@@ -39,7 +39,7 @@ pub(super) enum ClientError {
 }
 
 /// A contract as part of a path.
-pub(super) fn segment(contract: &str) -> Result<String, ClientError> {
+pub(crate) fn segment(contract: &str) -> Result<String, ClientError> {
     if !contract.is_empty() && contract.bytes().all(|b| b.is_ascii_hexdigit()) {
         Ok(contract.to_ascii_lowercase())
     } else {
@@ -50,17 +50,18 @@ pub(super) fn segment(contract: &str) -> Result<String, ClientError> {
 }
 
 /// Reads an answer.
-pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ClientError> {
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ClientError> {
     serde_json::from_slice(bytes).map_err(|error| ClientError::Answer(error.to_string()))
 }
 
 /// A client for one socket; each request has a connection of its own.
-pub(super) struct Client {
+#[derive(Clone)]
+pub(crate) struct Client {
     socket: PathBuf,
 }
 
 impl Client {
-    pub(super) fn new(socket: PathBuf) -> Self {
+    pub(crate) fn new(socket: PathBuf) -> Self {
         Self { socket }
     }
 
@@ -112,19 +113,19 @@ impl Client {
     }
 
     /// The bytes of an answer.
-    pub(super) async fn bytes(&self, path: &str) -> Result<Vec<u8>, ClientError> {
+    pub(crate) async fn bytes(&self, path: &str) -> Result<Vec<u8>, ClientError> {
         let response = self.send(Self::request("GET", path, Vec::new())?).await?;
         let body = response.into_body().collect().await.map_err(|e| self.silent(e))?;
         Ok(body.to_bytes().to_vec())
     }
 
     /// A typed answer.
-    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         parse(&self.bytes(path).await?)
     }
 
     /// Sends a word; answers the body.
-    pub(super) async fn post<T: Serialize>(&self, path: &str, value: &T) -> Result<Vec<u8>, ClientError> {
+    pub(crate) async fn post<T: Serialize>(&self, path: &str, value: &T) -> Result<Vec<u8>, ClientError> {
         let body = serde_json::to_vec(value).map_err(|error| ClientError::Answer(error.to_string()))?;
         let response = self.send(Self::request("POST", path, body)?).await?;
         debug_assert!(response.status() != StatusCode::NOT_FOUND);
@@ -133,7 +134,7 @@ impl Client {
     }
 
     /// Hands over an answer piece by piece, until it ends or `take` has had enough.
-    pub(super) async fn stream(
+    pub(crate) async fn stream(
         &self,
         path: &str,
         mut take: impl FnMut(&[u8]) -> bool,

@@ -4,7 +4,7 @@
 //! Exit codes: 0 done; 1 the daemon said no, or there is no such contract; 2 wrong usage or a bad config; 3 the daemon
 //! doesn't answer. `doctor`: 0 all well, 1 warnings, 2 faults (3 as above).
 
-mod client;
+pub(crate) mod client;
 mod evidence;
 mod log;
 mod render;
@@ -18,7 +18,10 @@ use clap::{CommandFactory, Parser, Subcommand};
 use self::client::{Client, ClientError};
 use crate::config::Config;
 use crate::inventory::Inventory;
-use crate::surface::model::{ContractLine, DrainRequest, EndRequest, Explanation, Status, VmInfo};
+use crate::surface::model::{
+    ContractLine, DrainRequest, EndRequest, Explanation, MaintenanceRequest, Status, VmInfo,
+};
+use crate::tui::{self, TuiError};
 use crate::{daemon, doctor};
 
 /// Where the socket is unless somebody says otherwise.
@@ -81,6 +84,17 @@ enum Verb {
         #[arg(long)]
         end: bool,
     },
+    /// Take no new contracts, and say why; the reason is logged and shown
+    Maintenance {
+        /// Why
+        #[arg(long, required_unless_present = "end")]
+        reason: Option<String>,
+        /// It is over
+        #[arg(long, conflicts_with = "reason")]
+        end: bool,
+    },
+    /// One screen for operators: capacity, trust, money, contracts, log; `?` there explains the keys
+    Tui(tui::Args),
     /// Everything about one contract: generated configs, steps with times
     Explain {
         /// Contract: at least 4 digits of its id
@@ -228,9 +242,9 @@ fn width() -> usize {
 async fn run(cli: Cli) -> Result<ExitCode, Failure> {
     match &cli.verb {
         Verb::Run => {
-            log::start();
+            let events = log::start();
             let config = load(&cli)?;
-            daemon::run(config)
+            daemon::run(config, events)
                 .await
                 .map_err(|error| Failure::Refused(crate::wiring::chain(&error)))?;
             return Ok(ExitCode::SUCCESS);
@@ -357,6 +371,19 @@ async fn ask(client: &Client, verb: Verb, json: bool) -> Result<ExitCode, Failur
             let status: Status = client::parse(&answer)?;
             show(json, &status, render::status)?;
         }
+        Verb::Maintenance { reason, end: _ } => {
+            let answer = client
+                .post("/v1/maintenance", &MaintenanceRequest { reason })
+                .await?;
+            let status: Status = client::parse(&answer)?;
+            show(json, &status, render::status)?;
+        }
+        Verb::Tui(args) => {
+            tui::run(client, &args, json).await.map_err(|error| match error {
+                TuiError::Client(error) => error.into(),
+                other => Failure::Refused(crate::wiring::chain(&other)),
+            })?;
+        }
         Verb::Explain { contract } => {
             let explanation: Explanation = client
                 .get(&format!("/v1/contracts/{}", client::segment(&contract)?))
@@ -431,7 +458,7 @@ async fn offline_doctor(config: &Config) -> doctor::Report {
     };
     let (encryption, space) = crate::storage::look(&config.storage);
     let space = space.map_or_else(|error| Probe::Unknown(error.to_string()), Probe::Known);
-    let inputs = daemon::doctor_inputs(config, pairs, ledger, encryption, space, false);
+    let inputs = daemon::doctor_inputs(config, pairs, ledger, encryption, space, None, false);
     doctor::examine(&doctor::gather(inputs))
 }
 

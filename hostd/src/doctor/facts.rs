@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr, TcpStream, ToSocketAddrs};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ledger::api::VmKind;
 use serde::{Deserialize, Serialize};
@@ -51,6 +53,10 @@ pub struct Inputs {
     pub ingress_ports: Vec<u16>,
     /// Public ports for leases.
     pub lease_ports: RangeInclusive<u16>,
+    /// Public address of the ingress.
+    pub public_ip4: Ipv4Addr,
+    /// Names that must resolve, and what they must lead to where that is known.
+    pub dns_names: Vec<(String, Option<Ipv4Addr>)>,
 }
 
 /// Everything that the checks look at.
@@ -86,6 +92,12 @@ pub struct Facts {
     pub running: bool,
     /// The ingress's ports, and whether somebody listens there.
     pub ingress: Vec<PortUse>,
+    /// Ingress ports that this host reaches by its public address, or why it doesn't.
+    pub reachable: Vec<(u16, Probe<()>)>,
+    /// Names that must resolve.
+    pub dns: Vec<DnsFact>,
+    /// What the kernel says of the processors' known faults (`/sys/devices/system/cpu/vulnerabilities`).
+    pub vulnerabilities: BTreeMap<String, String>,
     /// Ports of the lease range that some process of the host listens on.
     pub leased_range_in_use: Vec<u16>,
 }
@@ -122,6 +134,17 @@ pub struct PortUse {
     pub port: u16,
     /// Whether some process listens.
     pub listening: bool,
+}
+
+/// A name and what this host's resolver answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsFact {
+    /// The name.
+    pub name: String,
+    /// What it must lead to, where that is known.
+    pub want: Option<Ipv4Addr>,
+    /// What it leads to.
+    pub found: Probe<BTreeSet<IpAddr>>,
 }
 
 /// How it stands with the ledger.
@@ -175,7 +198,8 @@ const TOOL_DIRS: [&str; 6] = [
 ];
 
 /// Looks at everything, changes nothing. May block for some seconds (NVML, a slow disk).
-pub fn gather(inputs: Inputs) -> Facts {
+pub fn gather(mut inputs: Inputs) -> Facts {
+    let dns = std::mem::take(&mut inputs.dns_names);
     let root = &inputs.root;
     let exists = |path: &str| root.join(path).exists();
     let listening = listening_ports(root);
@@ -209,6 +233,13 @@ pub fn gather(inputs: Inputs) -> Facts {
             .copied()
             .filter(|port| inputs.lease_ports.contains(port))
             .collect(),
+        reachable: if inputs.running {
+            reachable(inputs.public_ip4, &inputs.ingress_ports)
+        } else {
+            Vec::new()
+        },
+        dns: dns.into_iter().map(resolve).collect(),
+        vulnerabilities: vulnerabilities(root),
         wants: inputs.wants,
         encryption: inputs.encryption,
         storage: inputs.storage,
@@ -236,6 +267,51 @@ fn read<T: std::str::FromStr>(root: &Path, path: &str) -> Probe<T> {
             .map_or_else(|_| Probe::Unknown(format!("/{path}: {text:.40?}")), Probe::Known),
         Err(e) => Probe::Unknown(format!("/{path}: {e}")),
     }
+}
+
+/// The longest wait for one name or one connection.
+const ANSWER: Duration = Duration::from_secs(3);
+
+fn reachable(address: Ipv4Addr, ports: &[u16]) -> Vec<(u16, Probe<()>)> {
+    let connect = |&port: &u16| {
+        let answer = TcpStream::connect_timeout(&(address, port).into(), ANSWER);
+        let probe = answer.map_or_else(
+            |e| Probe::Unknown(format!("{address}:{port}: {e}")),
+            |_| Probe::Known(()),
+        );
+        (port, probe)
+    };
+    ports.iter().map(connect).collect()
+}
+
+/// Asks the system's resolver, on a thread of its own: it has no time limit that we could set.
+fn resolve((name, want): (String, Option<Ipv4Addr>)) -> DnsFact {
+    let (send, receive) = std::sync::mpsc::channel();
+    let asked = name.clone();
+    std::thread::spawn(move || {
+        send.send(
+            (asked.as_str(), 0)
+                .to_socket_addrs()
+                .map(Iterator::collect::<Vec<_>>),
+        )
+    });
+    let found = match receive.recv_timeout(ANSWER) {
+        Ok(Ok(addresses)) => Probe::Known(addresses.into_iter().map(|address| address.ip()).collect()),
+        Ok(Err(error)) => Probe::Unknown(error.to_string()),
+        Err(_) => Probe::Unknown(format!("the resolver gave no answer in {ANSWER:?}")),
+    };
+    DnsFact { name, want, found }
+}
+
+fn vulnerabilities(root: &Path) -> BTreeMap<String, String> {
+    let entries = fs::read_dir(root.join("sys/devices/system/cpu/vulnerabilities"));
+    let files = entries.into_iter().flatten().flatten();
+    files
+        .filter_map(|file| {
+            let text = fs::read_to_string(file.path()).ok()?;
+            Some((file.file_name().into_string().ok()?, text.trim().to_owned()))
+        })
+        .collect()
 }
 
 fn cgroup(root: &Path) -> Cgroup {

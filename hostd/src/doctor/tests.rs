@@ -8,7 +8,7 @@ use ledger::api::VmKind;
 use super::facts::TOOLS;
 use super::*;
 use crate::inventory::tests::{genoa, gpu_host, software_virtualized_vm};
-use crate::inventory::{Probe, Readiness};
+use crate::inventory::{Boot, Image, Probe, Readiness};
 use crate::storage::{EncryptionSupport, Space};
 use crate::vmm::VmmSupport;
 
@@ -33,6 +33,17 @@ fn healthy() -> Facts {
     ];
     let mut inventory = genoa().take();
     inventory.disks.retain(|d| d.name != "sda");
+    inventory.boot = Boot {
+        secure_boot: Probe::Known(true),
+        setup_mode: Probe::Known(false),
+        event_log_bytes: Probe::Known(38_000),
+        on_trial: false,
+        image: Some(Image {
+            id: "provider-os".into(),
+            version: Some("7".into()),
+        }),
+        firmware: None,
+    };
     Facts {
         wants: Wants {
             hugepages: true,
@@ -82,6 +93,20 @@ fn healthy() -> Facts {
                 listening: true,
             })
             .into(),
+        reachable: vec![(443, Probe::Known(())), (80, Probe::Known(()))],
+        dns: vec![
+            DnsFact {
+                name: "ledger.example".into(),
+                want: None,
+                found: Probe::Known(["198.51.100.7".parse().unwrap()].into()),
+            },
+            DnsFact {
+                name: "hostd-doctor.provider.example".into(),
+                want: Some("203.0.113.1".parse().unwrap()),
+                found: Probe::Known(["203.0.113.1".parse().unwrap()].into()),
+            },
+        ],
+        vulnerabilities: [("spectre_v2".to_owned(), "Mitigation: Retpolines".to_owned())].into(),
         leased_range_in_use: vec![],
     }
 }
@@ -176,6 +201,44 @@ fn every_fault_is_found_under_its_id_with_something_to_do() {
             f.clock_synchronized = Probe::Known(false)
         }),
         ("machine.tpm", Info, "fTPM", |f| f.inventory.tpm = None),
+        ("machine.secure-boot", Warn, "Secure Boot = Enabled", |f| {
+            f.inventory.boot.secure_boot = Probe::Known(false)
+        }),
+        ("machine.secure-boot", Warn, "setup mode", |f| {
+            f.inventory.boot.secure_boot = Probe::Known(false);
+            f.inventory.boot.setup_mode = Probe::Known(true);
+        }),
+        ("machine.secure-boot", Info, "CSM Support", |f| {
+            f.inventory.boot.image = None;
+            f.inventory.boot.secure_boot = Probe::Unknown("no UEFI".into());
+        }),
+        ("machine.measured-boot", Warn, "SHA256 PCR Bank", |f| {
+            f.inventory.boot.event_log_bytes = Probe::Known(0)
+        }),
+        ("machine.measured-boot", Info, "securityfs", |f| {
+            f.inventory.boot.event_log_bytes = Probe::Unknown("gone".into())
+        }),
+        ("machine.microcode", Warn, "AGESA", |f| {
+            drop(
+                f.vulnerabilities
+                    .insert("tsa".into(), "Vulnerable: no microcode".into()),
+            )
+        }),
+        ("machine.update", Warn, "systemd-bless-boot", |f| {
+            f.inventory.boot.on_trial = true
+        }),
+        ("network.dns.ledger.example", Fail, "resolv.conf", |f| {
+            f.dns[0].found = Probe::Unknown("NXDOMAIN".into())
+        }),
+        (
+            "network.dns.hostd-doctor.provider.example",
+            Warn,
+            "*.provider.example A 203.0.113.1",
+            |f| f.dns[1].found = Probe::Known(["198.51.100.9".parse().unwrap()].into()),
+        ),
+        ("network.reachable", Warn, "firewall", |f| {
+            f.reachable[0].1 = Probe::Unknown("203.0.113.1:443: timed out".into())
+        }),
         ("kvm", Fail, "", |f| {
             f.inventory.kvm = software_virtualized_vm().take().kvm
         }),
@@ -345,6 +408,10 @@ fn gathering_reads_a_made_up_tree_and_this_very_machine() {
         ("proc/sys/net/ipv4/ip_forward", "1"),
         ("sys/fs/cgroup/cgroup.controllers", "cpu io memory pids"),
         ("usr/sbin/nft", ""),
+        (
+            "sys/devices/system/cpu/vulnerabilities/tsa",
+            "Mitigation: Clear CPU buffers",
+        ),
         ("opt/ch", ""),
         ("run/systemd/system/x", ""),
         ("dev/vhost-vsock", ""),
@@ -360,6 +427,8 @@ fn gathering_reads_a_made_up_tree_and_this_very_machine() {
         running: false,
         ingress_ports: vec![443, 80],
         lease_ports: 20000..=29999,
+        public_ip4: "203.0.113.1".parse().unwrap(),
+        dns_names: vec![("localhost".into(), Some("127.0.0.1".parse().unwrap()))],
     };
     let facts = gather(inputs(machine.path("")));
     assert_eq!(
@@ -376,6 +445,13 @@ fn gathering_reads_a_made_up_tree_and_this_very_machine() {
         ]
     );
     assert_eq!(facts.leased_range_in_use, [20000]);
+    assert!(
+        facts.dns[0]
+            .found
+            .known()
+            .is_some_and(|found| found.contains(&"127.0.0.1".parse().unwrap()))
+    );
+    assert_eq!(facts.vulnerabilities["tsa"], "Mitigation: Clear CPU buffers");
     assert_eq!((facts.ip_forward, facts.systemd), (Probe::Known(1), true));
     assert!(
         facts.tools["nft"].is_some()

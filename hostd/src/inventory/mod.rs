@@ -9,6 +9,7 @@
 //! What this can't know: whether firmware lies about itself, and whether KVM really runs a guest (the VMM adapters try
 //! that). `/dev/kvm` alone proves nothing (FACTS 1), so `kvm` also needs the CPU's own flag.
 
+mod boot;
 mod confidential;
 mod cpu;
 mod gpu;
@@ -24,6 +25,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+pub use boot::{Boot, Image};
 pub use confidential::{Missing, Readiness};
 pub use cpu::{Cpu, Hugepages, Memory, NumaNode};
 pub use gpu::{Gpu, GpuMode, NvmlGpu};
@@ -79,6 +81,8 @@ pub struct Inventory {
     pub tdx: Readiness,
     /// The TPM.
     pub tpm: Option<Tpm>,
+    /// How it was started.
+    pub boot: Boot,
 }
 
 /// The running kernel.
@@ -143,6 +147,7 @@ pub fn take_with(root: &Path, nvml: fn() -> Result<Vec<NvmlGpu>, String>) -> Inv
         sev_snp: confidential::sev_snp(&tree, &cpu, &kernel, hypervisor.as_deref(), &iommu_groups),
         tdx: confidential::tdx(&tree, &cpu, &kernel, hypervisor.as_deref()),
         tpm: tpm(&tree),
+        boot: boot::boot(&tree),
         kernel,
         hypervisor,
         cpu,
@@ -178,11 +183,16 @@ struct Tree<'a>(&'a Path);
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
 impl Tree<'_> {
-    fn read(&self, path: &str) -> std::io::Result<String> {
+    fn bytes(&self, path: &str) -> std::io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         File::open(self.0.join(path))?
             .take(FILE_BYTES_MAX)
             .read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn read(&self, path: &str) -> std::io::Result<String> {
+        let bytes = self.bytes(path)?;
         Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
     }
 

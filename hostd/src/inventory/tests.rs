@@ -467,3 +467,55 @@ fn nvml_addresses_become_those_of_sysfs() {
         assert_eq!(gpu::sysfs_address(nvml), sysfs);
     }
 }
+
+#[test]
+fn how_it_was_started_is_read_from_the_firmware() {
+    let variables = "sys/firmware/efi/efivars";
+    let machine = genoa();
+    let flag = |name: &str, value: &[u8]| {
+        let path = machine.path(&format!(
+            "{variables}/{name}-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+        ));
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, value).unwrap();
+    };
+    let boot = machine.take().boot;
+    assert_eq!(
+        boot.secure_boot,
+        Probe::Unknown("the machine wasn't started by UEFI".into())
+    );
+    assert!(boot.image.is_none() && !boot.on_trial && boot.event_log_bytes.known().is_none());
+    flag("SecureBoot", &[6, 0, 0, 0, 1]);
+    flag("SetupMode", &[6, 0, 0, 0, 0]);
+    machine.put(&[
+        (
+            "etc/os-release",
+            "NAME=x\nIMAGE_ID=\"provider-os\"\nIMAGE_VERSION=7",
+        ),
+        (
+            &format!("{variables}/LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"),
+            "x",
+        ),
+        ("sys/kernel/security/tpm0/binary_bios_measurements", "1234567"),
+    ]);
+    let boot = machine.take().boot;
+    assert_eq!(
+        (boot.secure_boot, boot.setup_mode),
+        (Probe::Known(true), Probe::Known(false))
+    );
+    assert_eq!((boot.event_log_bytes, boot.on_trial), (Probe::Known(8), true));
+    let image = boot.image.unwrap();
+    assert_eq!(
+        (image.id.as_str(), image.version.as_deref()),
+        ("provider-os", Some("7"))
+    );
+    for odd in [&[6, 0, 0, 0][..], &[6, 0, 0, 0, 2], &[6, 0, 0, 0, 1, 1]] {
+        flag("SecureBoot", odd);
+        let boot = machine.take().boot;
+        assert!(
+            boot.secure_boot.known().is_none(),
+            "{odd:?}: {:?}",
+            boot.secure_boot
+        );
+    }
+}

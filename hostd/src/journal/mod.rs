@@ -25,7 +25,7 @@ use std::sync::Arc;
 use ledger::api::ContractId;
 use tokio::sync::{mpsc, oneshot};
 
-pub use self::record::{Change, Quarantined, Record, Removal, Step, StepLine, StepState};
+pub use self::record::{Change, Maintenance, Quarantined, Record, Removal, Step, StepLine, StepState};
 use self::worker::Request;
 use crate::allocator::{Allocation, Capacity, Refusal, Want};
 use crate::ports::Space;
@@ -195,14 +195,36 @@ impl Journal {
         self.ask(|answer| Request::Quarantine { answer }).await
     }
 
-    /// Whether the operator drains the host.
+    async fn setting(&self, key: &'static str) -> Result<Option<String>, JournalError> {
+        self.ask(|answer| Request::Setting { key, answer }).await
+    }
+
+    /// Whether the host takes no new contracts: the operator drains it, or it is in maintenance.
     pub async fn draining(&self) -> Result<bool, JournalError> {
-        self.ask(|answer| Request::Setting {
-            key: "draining",
+        Ok(self.setting("draining").await?.is_some() || self.setting("maintenance").await?.is_some())
+    }
+
+    /// Since when the host is in maintenance, and why; `None`: it isn't.
+    pub async fn maintenance(&self) -> Result<Option<Maintenance>, JournalError> {
+        let text = self.setting("maintenance").await?;
+        // Only a file edited by hand can't be read; what it meant still holds.
+        Ok(text.map(|text| {
+            serde_json::from_str(&text).unwrap_or(Maintenance {
+                reason: text,
+                since_ms: 0,
+            })
+        }))
+    }
+
+    /// Puts the host into maintenance, or ends that.
+    pub async fn set_maintenance(&self, maintenance: Option<&Maintenance>) -> Result<(), JournalError> {
+        let value = maintenance.map(|maintenance| serde_json::json!(maintenance).to_string());
+        self.ask(|answer| Request::SetSetting {
+            key: "maintenance",
+            value,
             answer,
         })
         .await
-        .map(|value| value.is_some())
     }
 
     /// Drains the host, or no more.

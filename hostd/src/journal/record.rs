@@ -262,6 +262,15 @@ pub enum Change {
     Finished,
 }
 
+/// The operator works on the machine: no new contracts, and whoever looks sees why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Maintenance {
+    /// What the operator said.
+    pub reason: String,
+    /// Since when, ms since the Unix epoch.
+    pub since_ms: i64,
+}
+
 /// Something on the machine that bears our names and that the journal doesn't know: never touched, only shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Quarantined {

@@ -11,8 +11,12 @@
 //! | `GET /v1/contracts/{id}` | everything about one: generated configs, steps with times |
 //! | `GET /v1/contracts/{id}/vm` | its VM's counters |
 //! | `GET /v1/contracts/{id}/console?follow=&tail=` | its console log |
+//! | `GET /v1/contracts/{id}/evidence` | what the ledger found in its evidence |
 //! | `POST /v1/contracts/{id}/end` | the operator's explicit word: ends the contract |
 //! | `POST /v1/drain` | takes no new contracts, or takes them again |
+//! | `POST /v1/maintenance` | the same with a reason that is kept, shown and logged |
+//! | `GET /v1/money` | escrow, what accrued, balance, reputation |
+//! | `GET /v1/events?after=` | the log's last events |
 //! | `GET /v1/inventory` | the machine |
 //! | `GET /v1/doctor` | checks with findings and fixes |
 //! | `GET /v1/support-bundle` | a tar of all that is not secret |
@@ -24,6 +28,7 @@ mod bundle;
 mod console;
 pub mod metrics;
 pub mod model;
+pub mod money;
 mod view;
 
 use std::path::Path;
@@ -39,10 +44,15 @@ use tokio::net::UnixListener;
 use tokio::sync::watch;
 use utoipa::OpenApi;
 
-use self::model::{ContractLine, DrainRequest, EndRequest, Explanation, Problem, Status, VmInfo};
+use self::model::{
+    ContractLine, DrainRequest, EndRequest, EventList, EvidenceView, Explanation, MaintenanceRequest, Money,
+    Problem, Status, VmInfo,
+};
+use self::money::Accounts;
 use crate::config::Config;
+use crate::events::Events;
 use crate::inventory::{Inventory, Probe};
-use crate::journal::JournalError;
+use crate::journal::{JournalError, Maintenance, now_ms};
 use crate::storage::Store;
 use crate::supervisor::{CommandError, Ctx, Handle};
 use crate::{daemon, doctor};
@@ -76,6 +86,12 @@ pub struct App {
     pub registration: watch::Receiver<Registration>,
     /// Images and disks.
     pub store: Store,
+    /// Who is paid.
+    pub provider: candid::Principal,
+    /// What the ledger said of the provider's accounts.
+    pub accounts: Accounts,
+    /// The log's last events.
+    pub events: Events,
 }
 
 impl App {
@@ -96,6 +112,7 @@ impl App {
             ledger,
             self.store.at_rest().clone(),
             space,
+            Some(&self.ctx.facts.domain),
             true,
         );
         let failed = |why: String| ApiError {
@@ -183,6 +200,10 @@ type Shared = State<Arc<App>>;
         console::console,
         end,
         drain,
+        maintenance,
+        money_report,
+        events,
+        evidence,
         inventory,
         doctor_report,
         bundle::support_bundle
@@ -211,7 +232,11 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/contracts/{id}/vm", get(vm))
         .route("/v1/contracts/{id}/console", get(console::console))
         .route("/v1/contracts/{id}/end", post(end))
+        .route("/v1/contracts/{id}/evidence", get(evidence))
         .route("/v1/drain", post(drain))
+        .route("/v1/maintenance", post(maintenance))
+        .route("/v1/money", get(money_report))
+        .route("/v1/events", get(events))
         .route("/v1/inventory", get(inventory))
         .route("/v1/doctor", get(doctor_report))
         .route("/v1/support-bundle", get(bundle::support_bundle))
@@ -347,10 +372,79 @@ async fn end(
 /// Drains the host, or ends the drain.
 #[utoipa::path(post, path = "/v1/drain", request_body = DrainRequest, responses((status = 200, body = Status)))]
 async fn drain(State(app): Shared, Json(request): Json<DrainRequest>) -> Result<Json<Status>, ApiError> {
+    if let (false, Some(maintenance)) = (request.draining, app.ctx.journal.maintenance().await?) {
+        return Err(CommandError::Refused(format!(
+            "the host is in maintenance ({}); end that first: hostd maintenance --end",
+            maintenance.reason
+        ))
+        .into());
+    }
     app.ctx.journal.set_draining(request.draining).await?;
     tracing::info!(draining = request.draining, "the operator's word");
     app.ctx.heartbeat_now.notify_one();
     Ok(Json(app.status().await?))
+}
+
+/// Puts the host into maintenance with a reason, or ends that (and a drain with it).
+#[utoipa::path(post, path = "/v1/maintenance", request_body = MaintenanceRequest,
+    responses((status = 200, body = Status), (status = 400, body = Problem)))]
+async fn maintenance(
+    State(app): Shared,
+    Json(request): Json<MaintenanceRequest>,
+) -> Result<Json<Status>, ApiError> {
+    let reason = request.reason.as_deref().map(str::trim);
+    if reason.is_some_and(|reason| reason.is_empty() || reason.chars().count() > 400) {
+        return Err(ApiError::bad("reason: say why, in 1–400 characters"));
+    }
+    let journal = &app.ctx.journal;
+    match reason {
+        Some(reason) => {
+            let maintenance = Maintenance {
+                reason: reason.to_owned(),
+                since_ms: now_ms(),
+            };
+            journal.set_maintenance(Some(&maintenance)).await?;
+            tracing::warn!(reason, "the operator's word: maintenance");
+        }
+        None => {
+            journal.set_maintenance(None).await?;
+            tracing::info!("the operator's word: maintenance is over");
+        }
+    }
+    app.ctx.heartbeat_now.notify_one();
+    Ok(Json(app.status().await?))
+}
+
+/// What this host earns. What the ledger doesn't say is unknown, with the reason.
+#[utoipa::path(get, path = "/v1/money", responses((status = 200, body = Money)))]
+async fn money_report(State(app): Shared) -> Json<Money> {
+    Json(app.money().await)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EventsQuery {
+    #[serde(default)]
+    after: u64,
+}
+
+/// The log's last events.
+#[utoipa::path(get, path = "/v1/events",
+    params(("after" = Option<u64>, Query, description = "only those with a number above this")),
+    responses((status = 200, body = EventList)))]
+async fn events(State(app): Shared, Query(query): Query<EventsQuery>) -> Json<EventList> {
+    Json(EventList {
+        started_ms: app.started_ms,
+        events: app.events.after(query.after),
+    })
+}
+
+/// What the ledger found in a contract's evidence.
+#[utoipa::path(get, path = "/v1/contracts/{id}/evidence", params(("id" = String, Path)),
+    responses((status = 200, body = EvidenceView), (status = 404, body = Problem)))]
+async fn evidence(State(app): Shared, UrlPath(id): UrlPath<String>) -> Result<Json<EvidenceView>, ApiError> {
+    let record = app.find(&id).await?;
+    Ok(Json(app.evidence(&record).await))
 }
 
 /// The machine, as it was when hostd started.

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::journal::{Quarantined, Removal, Step, StepLine};
+use crate::events::LogEvent;
+use crate::inventory::Probe;
+use crate::journal::{Maintenance, Quarantined, Removal, Step, StepLine};
 use crate::names::OwnName;
 use crate::ports::NetCounters;
 
@@ -22,8 +24,11 @@ pub struct Status {
     pub ready: bool,
     /// Why not; empty when ready.
     pub not_ready: Vec<String>,
-    /// Whether an operator drains the host.
+    /// Whether the host takes no new contracts, drained or in maintenance.
     pub draining: bool,
+    /// Why it is in maintenance; `None`: it isn't.
+    #[serde(default)]
+    pub maintenance: Option<Maintenance>,
     /// The ledger.
     pub ledger: LedgerStatus,
     /// What the host may promise, what is promised, what is left.
@@ -128,6 +133,16 @@ pub struct ContractLine {
     pub memory_mib: u64,
     /// The VM's slot.
     pub slot: Option<u16>,
+    /// How well the ledger has it confirmed: `unconfirmed`, `host-signed`, `host-verified`, `hardware-verified`; `None`: the
+    /// ledger doesn't show it now.
+    #[serde(default)]
+    pub grade: Option<String>,
+    /// Its leased ports, as `tcp 20001→22`.
+    #[serde(default)]
+    pub ports: Vec<String>,
+    /// Its GPUs' PCI addresses.
+    #[serde(default)]
+    pub gpus: Vec<String>,
     /// Names that lead to it.
     pub names: Vec<String>,
     /// The name that the tenant brought, and what it is at.
@@ -215,6 +230,97 @@ pub struct VmInfo {
 pub struct EndRequest {
     /// Why, for the developer: 1–400 characters.
     pub reason: String,
+}
+
+/// What this host earns. Amounts are in the token's smallest unit (1 DCT = 10⁹).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Money {
+    /// The provider's principal: who is paid.
+    pub provider: String,
+    /// Held in escrow for contracts here.
+    #[schema(value_type = Object)]
+    pub escrow: Probe<u64>,
+    /// Earned by contracts here and not paid out yet (fees not taken off).
+    #[schema(value_type = Object)]
+    pub accrued: Probe<u64>,
+    /// Paid out to the provider by the contracts that are still here.
+    #[schema(value_type = Object)]
+    pub paid_out: Probe<u64>,
+    /// What the active contracts earn in an hour.
+    #[schema(value_type = Object)]
+    pub per_hour: Probe<u64>,
+    /// The provider's balance.
+    #[schema(value_type = Object)]
+    pub balance: Probe<u64>,
+    /// The provider's reputation, base units.
+    #[schema(value_type = Object)]
+    pub reputation: Probe<u64>,
+    /// The next block reward.
+    #[schema(value_type = Object)]
+    pub next_reward: Probe<u64>,
+    /// Each contract that the ledger shows.
+    pub contracts: BTreeMap<String, ContractMoney>,
+}
+
+/// The money of one contract.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ContractMoney {
+    /// Price.
+    pub price_per_hour: u64,
+    /// In escrow.
+    pub held: u64,
+    /// Paid out to the provider.
+    pub paid_out: u64,
+    /// Earned and not paid out yet; `None`: the ledger's clock isn't known.
+    pub accrued: Option<u64>,
+    /// Given back to the developer.
+    pub refunded: u64,
+    /// Since when it earns, ms since the Unix epoch by the ledger's clock.
+    pub active_since_ms: Option<i64>,
+    /// When its state ends by itself, ms since the Unix epoch by the ledger's clock.
+    pub deadline_ms: Option<i64>,
+}
+
+/// What the ledger found in a contract's evidence.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct EvidenceView {
+    /// What is on the ledger; `None` with `why`.
+    pub verdict: Option<EvidenceVerdict>,
+    /// Why there is no verdict to show.
+    pub why: Option<String>,
+    /// Why the ledger refused evidence of this contract last.
+    pub refusals: Vec<String>,
+}
+
+/// What the ledger verified.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct EvidenceVerdict {
+    /// The grade it gave.
+    pub grade: String,
+    /// Whose roots it trusted; a test root says so.
+    pub trust: String,
+    /// When, ms since the Unix epoch by the ledger's clock.
+    pub at_ms: i64,
+    /// The attestation result: every claim that was checked.
+    #[schema(value_type = Object)]
+    pub result: serde_json::Value,
+}
+
+/// The log's last events.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EventList {
+    /// Which start of hostd they are of, ms since the Unix epoch: numbers begin anew with each.
+    pub started_ms: i64,
+    /// Oldest first.
+    pub events: Vec<LogEvent>,
+}
+
+/// `POST /v1/maintenance`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MaintenanceRequest {
+    /// Why, for the log and for whoever looks: 1–400 characters; `None` ends the maintenance.
+    pub reason: Option<String>,
 }
 
 /// `POST /v1/drain`

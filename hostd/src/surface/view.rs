@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ledger::api::ContractId;
+use ledger::api::{ContractId, LeasedPort};
 use sha2::{Digest as _, Sha256};
 
 use super::App;
 use super::model::{
-    CapacityStatus, ContractCounts, ContractLine, EvidenceFacts, Explanation, LedgerStatus, Share, Status,
-    Text, VmInfo, VmmStatus,
+    CapacityStatus, ContractCounts, ContractLine, EvidenceFacts, EvidenceVerdict, EvidenceView, Explanation,
+    LedgerStatus, Share, Status, Text, VmInfo, VmmStatus,
 };
 use crate::journal::{JournalError, Record, Step};
 use crate::names::OwnName;
@@ -26,6 +26,11 @@ fn ledger_word(desired: Desired) -> String {
         Desired::Ended(reason) => format!("ended ({})", super::kebab(&reason)),
         Desired::Released => "released".into(),
     }
+}
+
+fn port(lease: &LeasedPort) -> String {
+    let transport = super::kebab(&lease.transport);
+    format!("{transport} {}→{}", lease.public_port, lease.vm_port)
 }
 
 fn phase(record: &Record) -> &'static str {
@@ -54,8 +59,20 @@ impl App {
         OwnName::new(&record.contract, record.network && record.own_name.is_some(), why)
     }
 
+    /// The grade that the ledger shows.
+    fn grade(&self, id: ContractId) -> Option<String> {
+        let sight = self.handle.sight.borrow();
+        let contract = sight
+            .contracts
+            .as_ref()?
+            .iter()
+            .find(|contract| contract.id == id)?;
+        Some(super::kebab(&contract.grade))
+    }
+
     fn line(&self, record: &Record, live: Option<&Live>) -> ContractLine {
         let request = &record.contract.args.request;
+        let held = record.allocation.as_ref();
         ContractLine {
             id: record.id.to_string(),
             phase: phase(record).into(),
@@ -64,7 +81,7 @@ impl App {
             kind: kind_name(request.kind).into(),
             vcpus: request.vcpus,
             memory_mib: request.memory_mib,
-            slot: record.allocation.as_ref().map(|a| a.slot),
+            slot: held.map(|a| a.slot),
             names: self
                 .ctx
                 .facts
@@ -73,6 +90,11 @@ impl App {
                 .chain(record.own_name.clone().filter(|_| record.network))
                 .collect(),
             own_name: self.own_name(record),
+            grade: self.grade(record.id),
+            ports: held
+                .map(|a| a.ports.iter().map(port).collect())
+                .unwrap_or_default(),
+            gpus: held.map(|a| a.gpus.clone()).unwrap_or_default(),
             degraded: live.and_then(|live| live.degraded.clone()),
             last_error: live.and_then(|live| live.last_error.clone()),
             opened_ms: record.opened_ms,
@@ -102,6 +124,9 @@ impl App {
                 vcpus: 0,
                 memory_mib: 0,
                 slot: None,
+                grade: self.grade(*id),
+                ports: Vec::new(),
+                gpus: Vec::new(),
                 names: Vec::new(),
                 own_name: None,
                 degraded: live.degraded.clone(),
@@ -129,8 +154,12 @@ impl App {
             not_ready.push(format!("the offering isn't published: {why}"));
         }
         let draining = journal.draining().await?;
+        let maintenance = journal.maintenance().await?;
         if draining {
-            not_ready.push("an operator drains the host".into());
+            not_ready.push(match &maintenance {
+                Some(maintenance) => format!("maintenance: {}", maintenance.reason),
+                None => "an operator drains the host".into(),
+            });
         }
         if let Some(trouble) = self.ctx.net.trouble.borrow().as_ref() {
             not_ready.push(trouble.clone());
@@ -152,6 +181,7 @@ impl App {
             ready: not_ready.is_empty(),
             not_ready,
             draining,
+            maintenance,
             ledger: LedgerStatus {
                 url: self.config.ledger.url.clone(),
                 canister_id: self.config.ledger.canister_id.clone(),
@@ -262,6 +292,38 @@ impl App {
                 sha256: hex::encode(Sha256::digest(evidence)),
             }),
         })
+    }
+
+    /// What the ledger found in a contract's evidence.
+    pub async fn evidence(&self, record: &Record) -> EvidenceView {
+        let refusals = {
+            let sight = self.handle.sight.borrow();
+            let listed = sight
+                .contracts
+                .as_ref()
+                .and_then(|list| list.iter().find(|c| c.id == record.id));
+            listed
+                .map(|contract| contract.refusals.clone())
+                .unwrap_or_default()
+        };
+        let (verdict, why) = match self.ctx.host.ledger.evidence(record.id).await {
+            Ok(found) => {
+                let text = found.confirmation.result;
+                let verdict = EvidenceVerdict {
+                    grade: super::kebab(&found.confirmation.grade),
+                    trust: found.confirmation.trust,
+                    at_ms: i64::try_from(found.at / 1_000_000).unwrap_or(i64::MAX),
+                    result: serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text)),
+                };
+                (Some(verdict), None)
+            }
+            Err(error) => (None, Some(error.to_string())),
+        };
+        EvidenceView {
+            verdict,
+            why,
+            refusals,
+        }
     }
 
     /// A VM with its counters.

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use ::ledger::api::{
-    Confirmation, Contract, ContractId, Digest32, HeartbeatArgs, HostDelegation, LedgerInfo, OfferingId,
-    OfferingSpec, RefuseArgs, SubmitEvidenceArgs, VmGoneArgs,
+    Amount, Confirmation, Contract, ContractId, Digest32, EvidenceRecord, HeartbeatArgs, HostDelegation,
+    LedgerInfo, OfferingId, OfferingSpec, RefuseArgs, SubmitEvidenceArgs, VmGoneArgs,
 };
 use ::ledger::client::{Client, ClientError};
 use async_trait::async_trait;
+use candid::Principal;
 use tokio::time::timeout;
 
 use crate::ports::{LedgerCallError, LedgerPort};
@@ -107,6 +108,19 @@ impl LedgerPort for Ledger {
 
     async fn released(&self, id: ContractId) -> Result<(), LedgerCallError> {
         call("released", CALL, self.0.released(id)).await
+    }
+
+    async fn balance(&self, account: Principal) -> Result<Amount, LedgerCallError> {
+        call("icrc1_balance_of", CALL, self.0.balance(account)).await
+    }
+
+    async fn reputation(&self, account: Principal) -> Result<u64, LedgerCallError> {
+        let reputation = call("reputation", CALL, self.0.reputation(account)).await?;
+        Ok(reputation.score)
+    }
+
+    async fn evidence(&self, id: ContractId) -> Result<EvidenceRecord, LedgerCallError> {
+        call("evidence", CALL, self.0.evidence(id)).await
     }
 
     async fn heartbeat(&self, args: &HeartbeatArgs) -> Result<(), LedgerCallError> {

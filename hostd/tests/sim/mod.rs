@@ -19,16 +19,20 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use hostd::allocator::Capacity;
-use hostd::config::DeadlineConfig;
+use hostd::config::{Config, DeadlineConfig};
+use hostd::events::Events;
 use hostd::journal::Journal;
 use hostd::names::{Names, Pace, prove};
 use hostd::ports::Host;
+use hostd::storage::{StorageConfig, Store};
 use hostd::supervisor::spec::HostFacts;
 use hostd::supervisor::{Ctx, Handle, NetKeeper, Timing, supervise};
 use hostd::surface::metrics::Metrics;
+use hostd::surface::money::Accounts;
+use hostd::surface::{self, App, Registration};
 use hostd::vmm::{Vmm, VmmProcess};
 use ledger::api::{Bytes, Contract, ContractId, ContractState};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 
 /// What the guest agents of this world do.
@@ -431,4 +435,52 @@ impl Life {
             .until_or(what, condition, || self.fuse.is_blown())
             .await;
     }
+}
+
+/// The API of a life on its socket, until it is dropped.
+pub struct Served {
+    pub socket: std::path::PathBuf,
+    server: JoinSet<()>,
+}
+
+impl Served {
+    /// Nobody answers any more.
+    pub async fn stop(mut self) {
+        self.server.shutdown().await;
+    }
+}
+
+/// Serves a life's API. `started_ms` is what it says of its start.
+pub async fn serve(world: &Arc<World>, life: &Life, started_ms: i64) -> Served {
+    let socket = world.dir.path().join("hostd.sock");
+    let (_, registration) = watch::channel(Registration {
+        registered: true,
+        offering: Some(1),
+        trouble: None,
+    });
+    let events = Events::default();
+    events.add("info", "hostd is up");
+    let app = App {
+        ctx: life.ctx.clone(),
+        handle: life.handle.clone(),
+        config: Config::parse(include_str!("../../hostd.example.toml")).unwrap(),
+        inventory: hostd::inventory::take(world.dir.path()),
+        started_ms,
+        host_principal: "aaaaa-aa".into(),
+        registration,
+        store: Store::open(StorageConfig {
+            dir: world.dir.path().join("storage"),
+            ..StorageConfig::default()
+        })
+        .unwrap(),
+        provider: money::request(id(1), 1).provider,
+        accounts: Accounts::default(),
+        events,
+    };
+    let listener = surface::listen(&socket, None).unwrap();
+    let mut server = JoinSet::new();
+    server.spawn(async move {
+        let _ = axum::serve(listener, surface::router(Arc::new(app))).await;
+    });
+    Served { socket, server }
 }

@@ -7,9 +7,9 @@ use async_trait::async_trait;
 use candid::Principal;
 use hostd::ports::{LedgerCallError, LedgerPort};
 use ledger::api::{
-    AtRest, Confirmation, Contract, ContractId, ContractState, DCT, Digest32, EndReason, Escrow, Grade,
-    HeartbeatArgs, HostDelegation, ImageRef, LedgerError, LedgerInfo, OfferingId, OfferingSpec, PortRequest,
-    Quota, RentArgs, Request, SubmitEvidenceArgs, TcbFloor, Transport, VmKind,
+    Amount, AtRest, Confirmation, Contract, ContractId, ContractState, DCT, Digest32, EndReason, Escrow,
+    EvidenceRecord, Grade, HeartbeatArgs, HostDelegation, ImageRef, LedgerError, LedgerInfo, OfferingId,
+    OfferingSpec, PortRequest, Quota, RentArgs, Request, SubmitEvidenceArgs, TcbFloor, Transport, VmKind,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -163,9 +163,50 @@ fn find(state: &mut State, id: ContractId) -> Result<&mut Contract, LedgerError>
 #[async_trait]
 impl LedgerPort for SimLedger {
     async fn info(&self) -> Result<LedgerInfo, LedgerCallError> {
-        Err(LedgerCallError::Unreachable {
-            call: "ledger_info",
-            why: "simulated".into(),
+        self.read("ledger_info", |state| {
+            Ok(LedgerInfo {
+                name: "simulated".into(),
+                ledger: Principal::from_slice(&[1, 2, 3]),
+                demo: true,
+                clock_rate: 1,
+                now: state.now,
+                test_roots: Vec::new(),
+                height: state.height,
+                tip: Digest32::from_slice(&[0; 32]).unwrap(),
+                fee_bps: 200,
+                dao_bps: 5000,
+                transfer_fee: 1,
+            })
+        })
+    }
+
+    async fn balance(&self, _: Principal) -> Result<Amount, LedgerCallError> {
+        self.read("icrc1_balance_of", |_| Ok(12 * DCT))
+    }
+
+    async fn reputation(&self, _: Principal) -> Result<u64, LedgerCallError> {
+        self.read("reputation", |_| Ok(3 * DCT))
+    }
+
+    async fn evidence(&self, id: ContractId) -> Result<EvidenceRecord, LedgerCallError> {
+        self.read("evidence", |state| {
+            let contract = find(state, id)?;
+            let (grade, at) = (contract.grade, contract.active_since);
+            let at = at.ok_or_else(|| LedgerError::NotFound {
+                what: format!("evidence of {id}"),
+            })?;
+            Ok(EvidenceRecord {
+                evidence: vec![1],
+                nonce: id,
+                at,
+                confirmation: Confirmation {
+                    grade,
+                    trust: "test-root".into(),
+                    result:
+                        r#"{"checks":[{"id":"report-data","outcome":"passed","expected":"00","found":"00"}]}"#
+                            .into(),
+                },
+            })
         })
     }
 

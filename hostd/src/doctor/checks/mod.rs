@@ -1,12 +1,16 @@
 //! The checks, as a tree. Each looks at the facts and says one sentence.
 
 mod machine;
+mod reach;
 
 use std::collections::BTreeSet;
 
 use ledger::api::VmKind;
 
-use self::machine::{cgroup, clock, kernel, machine, systemd, tpm};
+use self::machine::{
+    cgroup, clock, kernel, machine, measured_boot, microcode, secure_boot, systemd, tpm, update,
+};
+use self::reach::{dns, reachable};
 use super::facts::{Facts, LedgerFact};
 use super::{Check, Outcome, Part, Severity};
 use crate::inventory::{Missing, Probe, Readiness};
@@ -36,6 +40,10 @@ pub(super) const TREE: &[Check] = &[
             leaf("cgroup", cgroup),
             leaf("clock", clock),
             leaf("tpm", tpm),
+            leaf("secure-boot", secure_boot),
+            leaf("measured-boot", measured_boot),
+            leaf("microcode", microcode),
+            leaf("update", update),
         ],
     },
     Check {
@@ -77,6 +85,8 @@ pub(super) const TREE: &[Check] = &[
             leaf("haproxy", haproxy),
             leaf("ingress", ingress),
             leaf("leases", leases),
+            leaf("dns", dns),
+            leaf("reachable", reachable),
         ],
     },
     Check {

@@ -1,0 +1,87 @@
+//! Whether names lead here, and whether the ingress answers at the public address.
+
+use super::{ok, outcome};
+use crate::doctor::facts::Facts;
+use crate::doctor::{Outcome, Part, Severity};
+use crate::inventory::Probe;
+
+pub(super) fn dns(facts: &Facts) -> Outcome {
+    let mut parts = Vec::new();
+    for fact in &facts.dns {
+        let name = &fact.name;
+        let (finding, fix) = match (&fact.found, fact.want) {
+            (Probe::Unknown(why), want) => (
+                format!("{name} can't be resolved: {why}"),
+                want.map_or_else(
+                    || "look at /etc/resolv.conf, and whether port 53 to these servers is open: resolvectl query".to_owned(),
+                    |want| format!("at your DNS provider make a wildcard record: *.{} A {want}", parent(name)),
+                ),
+            ),
+            (Probe::Known(found), Some(want)) if !found.contains(&want.into()) => {
+                let found: Vec<_> = found.iter().map(ToString::to_string).collect();
+                (
+                    format!("{name} leads to {}, not to this host ({want})", found.join(", ")),
+                    format!("at your DNS provider: *.{} A {want}; or correct [network] public_ip4", parent(name)),
+                )
+            }
+            (Probe::Known(_), _) => continue,
+        };
+        parts.push(Part {
+            id: name.clone(),
+            // Without the ledger's name nothing works; a tenant's name that leads elsewhere is only not reached.
+            severity: if fact.want.is_some() {
+                Severity::Warn
+            } else {
+                Severity::Fail
+            },
+            finding,
+            fix: Some(fix),
+        });
+    }
+    let worst = parts
+        .iter()
+        .map(|part| part.severity)
+        .max()
+        .unwrap_or(Severity::Ok);
+    let text = match (facts.dns.len(), parts.len()) {
+        (0, _) => "no names to look up".to_owned(),
+        (all, 0) => format!("{all} names resolve as they should"),
+        (all, bad) => format!("{bad} of {all} names don't resolve as they should"),
+    };
+    Outcome {
+        parts,
+        ..outcome(worst, text, "")
+    }
+}
+
+fn parent(name: &str) -> &str {
+    name.split_once('.').map_or(name, |(_, parent)| parent)
+}
+
+pub(super) fn reachable(facts: &Facts) -> Outcome {
+    let closed: Vec<String> = facts
+        .reachable
+        .iter()
+        .filter_map(|(_, probe)| match probe {
+            Probe::Known(()) => None,
+            Probe::Unknown(why) => Some(why.clone()),
+        })
+        .collect();
+    if closed.is_empty() {
+        return match facts.reachable.len() {
+            0 => ok("nobody is asked while hostd doesn't run, or without an ingress"),
+            count => ok(format!(
+                "{count} ingress ports answer at the public address (asked from this host)"
+            )),
+        };
+    }
+    outcome(
+        Severity::Warn,
+        "the ingress doesn't answer at the public address (asked from this host)",
+        closed.join("; "),
+    )
+    .fix(
+        "open these ports in the firewall in front of this host, and the lease ports too; behind a router that can't hairpin \
+         this is also seen when all is well: try from outside",
+    )
+}
