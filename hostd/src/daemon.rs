@@ -2,7 +2,7 @@
 //!
 //! Start: config → lock → journal → inventory → adapters → network, storage, ledger → actors (adoption) → socket → ready.
 //! Beside the supervisor run: registration and offering (kept true as the file system fills), heartbeats, the network's
-//! keeper, the prover of tenants' names, upkeep (unknown objects are listed, unused images go). SIGTERM and SIGINT end the process; VMs run on.
+//! keeper, the prover of tenants' names, the keeper of endorsements, upkeep (unknown objects are listed, unused images go). SIGTERM and SIGINT end the process; VMs run on.
 
 mod offering;
 mod upkeep;
@@ -23,6 +23,7 @@ pub use self::offering::offering_spec;
 use crate::allocator::Capacity;
 use crate::config::{Adapter, Config};
 use crate::doctor;
+use crate::endorsements::{self, Keeper};
 use crate::events::Events;
 use crate::inventory::{self, Inventory};
 use crate::journal::{Journal, JournalError, Probe, now_ms};
@@ -334,6 +335,16 @@ pub async fn run(config: Config, events: Events) -> Result<(), DaemonError> {
         timing.network_look,
     );
     let cpus = std::thread::available_parallelism().map_or(2, usize::from);
+    // The simulated platform's maker has no service.
+    let endorsements = match config.host.test_platform {
+        true => Keeper::off(),
+        false => {
+            Keeper::open(&config.endorsements, &config.host.state_dir).map_err(|why| DaemonError::Config {
+                key: "endorsements",
+                why,
+            })?
+        }
+    };
     let ctx = Arc::new(Ctx {
         host,
         journal,
@@ -346,6 +357,7 @@ pub async fn run(config: Config, events: Events) -> Result<(), DaemonError> {
         launches: Semaphore::new(config.vmm.parallel_launches.unwrap_or(cpus.max(2))),
         live: std::sync::Mutex::default(),
         names: Names::default(),
+        endorsements,
         metrics: Metrics::default(),
         heartbeat_now: Notify::new(),
     });
@@ -387,6 +399,7 @@ pub async fn run(config: Config, events: Events) -> Result<(), DaemonError> {
         heartbeat_every,
         app.registration.clone(),
     ));
+    tasks.spawn(endorsements::keep(ctx.clone()));
     tasks.spawn(upkeep::tidy(ctx, store));
     tasks.spawn(upkeep::watchdog());
     let server = axum::serve(listener, surface::router(app));

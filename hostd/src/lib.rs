@@ -31,6 +31,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod doctor;
+pub mod endorsements;
 pub mod events;
 pub mod inventory;
 pub mod journal;

@@ -132,6 +132,10 @@ pub(super) fn faults(config: &Config, text: &str) -> Vec<Fault> {
     check(absolute(&ledger.host_key), "ledger.host_key", ABSOLUTE);
     check(absolute(&ledger.delegation), "ledger.delegation", ABSOLUTE);
 
+    if let Err(error) = config.endorsements.sources() {
+        check(false, "endorsements", &error.to_string());
+    }
+
     let names = &config.names;
     for (key, value) in [
         ("names.retry_max_s", names.retry_max_s),

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use attestation::fetch::{Sources, SourcesError};
 use ledger::api::{Amount, VmKind};
 use serde::Deserialize;
 
@@ -71,6 +72,9 @@ pub struct Config {
     /// Names that tenants bring.
     #[serde(default)]
     pub names: NamesConfig,
+    /// Where the makers' certificates and lists come from.
+    #[serde(default)]
+    pub endorsements: EndorsementsConfig,
     /// Images and disks: the store's own settings.
     pub storage: StorageConfig,
     /// Virtual machine monitors.
@@ -169,6 +173,43 @@ impl NamesConfig {
             retry_max,
             recheck: Duration::from_secs(self.recheck_s),
         }
+    }
+}
+
+/// `[endorsements]`: the makers' certificates, revocation lists and collateral that guests' evidence needs.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EndorsementsConfig {
+    /// Whether they are fetched; else only what lies in `<state_dir>/endorsements` is used.
+    pub fetch: bool,
+    /// AMD's key distribution service, or a mirror.
+    pub kds: Option<String>,
+    /// Intel's provisioning certification service, or a PCCS.
+    pub pcs: Option<String>,
+    /// NVIDIA's service of reference manifests.
+    pub rim: Option<String>,
+    /// NVIDIA's OCSP responder.
+    pub ocsp: Option<String>,
+}
+
+impl Default for EndorsementsConfig {
+    fn default() -> Self {
+        let [kds, pcs, rim, ocsp] = [const { None }; 4];
+        Self {
+            fetch: true,
+            kds,
+            pcs,
+            rim,
+            ocsp,
+        }
+    }
+}
+
+impl EndorsementsConfig {
+    /// The makers' own addresses, but those that are given.
+    pub fn sources(&self) -> Result<Sources, SourcesError> {
+        let [kds, pcs, rim, ocsp] = [&self.kds, &self.pcs, &self.rim, &self.ocsp].map(Option::as_deref);
+        Sources::new(kds, pcs, rim, ocsp)
     }
 }
 

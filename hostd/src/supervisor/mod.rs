@@ -34,6 +34,7 @@ use self::spec::HostFacts;
 pub use self::watcher::{LedgerSight, Snapshot};
 use crate::allocator::{Capacity, Refusal};
 use crate::config::DeadlineConfig;
+use crate::endorsements::Keeper;
 use crate::journal::{Journal, JournalError};
 use crate::names::Names;
 use crate::ports::{Host, StorageError};
@@ -110,6 +111,8 @@ pub struct Ctx {
     pub live: Mutex<BTreeMap<ContractId, Live>>,
     /// Names that tenants bring.
     pub names: Names,
+    /// What evidence needs beside itself.
+    pub endorsements: Keeper,
     /// Counts and times.
     pub metrics: Metrics,
     /// Woken when the ledger should hear something before the next heartbeat is due.

@@ -257,6 +257,7 @@ impl Actor {
             }
         };
         let evidence = self.interruptible(asking).await?;
+        let evidence = self.interruptible(ctx.endorsements.complete(evidence)).await?;
         if evidence.len() > EVIDENCE_MAX {
             let bytes = evidence.len();
             return Err(StepError::Failed(format!(

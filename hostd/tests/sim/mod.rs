@@ -395,6 +395,7 @@ impl Life {
             timing,
             launches: Semaphore::new(8),
             live: Mutex::default(),
+            endorsements: hostd::endorsements::Keeper::off(),
             names: Names::default(),
             metrics: Metrics::default(),
             heartbeat_now: Notify::new(),

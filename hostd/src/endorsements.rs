@@ -1,0 +1,307 @@
+//! The keeper of endorsements: the makers' certificates, revocation lists and collateral that guests' evidence needs, so
+//! that no guest needs the Internet.
+//!
+//! ```text
+//! guest's evidence ──▶ complete ──▶ bundle: evidence + endorsements ──▶ ledger
+//!                         │ what isn't in the folder is fetched, within a time limit
+//!                         ▼
+//!                 <state_dir>/endorsements ◀── refresh, every hour: what ends within two days is renewed
+//! ```
+//!
+//! The first evidence of a machine tells which documents its chip, its platform or its GPUs need; from then on they are
+//! there before anybody asks. Nothing here is trusted by the ledger: every document is its maker's word, signed. If a
+//! maker can't be reached the evidence goes without, and the ledger says whether that will do.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use attestation::fetch::{Document, Fetcher, Found, Outcome, Sources};
+use attestation::{AnyEvidence, Bundle, Roots};
+use ledger::api::EVIDENCE_MAX;
+
+use crate::config::EndorsementsConfig;
+
+/// What ends sooner is renewed, seconds: AMD's and Intel's lists are good for weeks.
+const AHEAD: u64 = 2 * 24 * 3600;
+/// Between two looks at what ends.
+const REFRESH: Duration = Duration::from_secs(3600);
+/// What a guest's evidence waits for its endorsements at most. The contract's own deadline runs meanwhile.
+const COMPLETE_WITHIN: Duration = Duration::from_secs(30);
+/// Documents that are kept current; a machine needs about ten.
+const WANTED_MAX: usize = 256;
+const WANTED: &str = "wanted.json";
+
+/// Keeps endorsements, or does nothing.
+#[derive(Debug)]
+pub struct Keeper {
+    fetcher: Option<Fetcher>,
+    folder: PathBuf,
+    /// A `std` mutex: held for a few instructions, never over an `.await`.
+    wanted: Mutex<Vec<Document>>,
+}
+
+impl Keeper {
+    /// One that adds nothing to evidence.
+    pub fn off() -> Self {
+        Self {
+            fetcher: None,
+            folder: PathBuf::new(),
+            wanted: Mutex::default(),
+        }
+    }
+
+    /// Over a folder below `state_dir`. The error is a sentence.
+    pub fn open(config: &EndorsementsConfig, state_dir: &Path) -> Result<Self, String> {
+        let sources = config.sources().map_err(|e| e.to_string())?;
+        Self::with(Some(sources).filter(|_| config.fetch), state_dir, Roots::pinned())
+    }
+
+    /// `sources`: `None` fetches nothing and uses what the folder has. `roots`: who must have signed.
+    fn with(sources: Option<Sources>, state_dir: &Path, roots: Roots) -> Result<Self, String> {
+        let folder = state_dir.join("endorsements");
+        let fetcher = Fetcher::new(&folder, sources, roots).map_err(|e| e.to_string())?;
+        // A file that can't be read costs a fetch ahead of time: the next evidence names its documents again.
+        let wanted = std::fs::read(folder.join(WANTED)).ok();
+        let wanted = wanted.and_then(|json| serde_json::from_slice::<Vec<Document>>(&json).ok());
+        Ok(Self {
+            fetcher: Some(fetcher),
+            folder,
+            wanted: Mutex::new(wanted.unwrap_or_default()),
+        })
+    }
+
+    /// A guest's evidence with what it needs, as the ledger takes both; the evidence alone if it needs nothing, or if
+    /// nothing could be got in time.
+    pub async fn complete(&self, evidence: Vec<u8>) -> Vec<u8> {
+        self.complete_at(evidence, now()).await
+    }
+
+    async fn complete_at(&self, evidence: Vec<u8>, at: u64) -> Vec<u8> {
+        let (Some(fetcher), Ok(parsed)) = (&self.fetcher, AnyEvidence::parse(&evidence)) else {
+            return evidence;
+        };
+        let mut found = Vec::new();
+        let mut hear = |one: &Found| {
+            tell(one);
+            found.push(one.clone());
+        };
+        let completing = fetcher.complete(&parsed, at, 0, &mut hear);
+        match tokio::time::timeout(COMPLETE_WITHIN, completing).await {
+            Ok((_, needs)) => {
+                for gap in needs.gaps {
+                    tracing::warn!(gap, "a guest's evidence lacks what nobody can be asked for");
+                }
+            }
+            Err(_) => tracing::warn!("the makers' services are too slow: evidence goes with what is here"),
+        }
+        self.want(found.iter().map(|found| &found.document));
+        bundle(evidence, &found)
+    }
+
+    /// Remembers documents across restarts.
+    fn want<'a>(&self, documents: impl Iterator<Item = &'a Document>) {
+        let mut wanted = self
+            .wanted
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let before = wanted.len();
+        for document in documents {
+            if !wanted.contains(document) && wanted.len() < WANTED_MAX {
+                wanted.push(document.clone());
+            }
+        }
+        if wanted.len() == before {
+            return;
+        }
+        let written = serde_json::to_vec(&*wanted)
+            .map_err(std::io::Error::from)
+            .and_then(|json| {
+                std::fs::create_dir_all(&self.folder)?;
+                std::fs::write(self.folder.join(WANTED), json)
+            });
+        if let Err(error) = written {
+            tracing::warn!(%error, "the list of endorsements can't be kept");
+        }
+    }
+
+    /// Renews what ends soon, and gets what is missing.
+    async fn refresh(&self, at: u64) -> Vec<Found> {
+        let wanted = self
+            .wanted
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .clone();
+        let mut all = Vec::new();
+        let Some(fetcher) = &self.fetcher else {
+            return all;
+        };
+        for document in wanted {
+            let found = fetcher.get(document, &all, at, AHEAD).await;
+            tell(&found);
+            all.push(found);
+        }
+        all
+    }
+}
+
+/// Keeps what was ever needed current, for as long as the process runs.
+pub async fn keep(ctx: std::sync::Arc<crate::supervisor::Ctx>) {
+    let mut ticks = tokio::time::interval(REFRESH);
+    loop {
+        ticks.tick().await;
+        ctx.endorsements.refresh(now()).await;
+    }
+}
+
+fn tell(found: &Found) {
+    let document = &found.document;
+    match &found.outcome {
+        Outcome::Kept => {}
+        Outcome::Fetched => tracing::info!(%document, "endorsement fetched"),
+        Outcome::Stale(error) => {
+            tracing::warn!(%document, %error, "an endorsement that ends soon can't be renewed")
+        }
+        Outcome::Missing(error) => tracing::warn!(%document, %error, "an endorsement is missing"),
+    }
+}
+
+/// Evidence and endorsements within what the ledger takes: the largest are left out first.
+fn bundle(evidence: Vec<u8>, found: &[Found]) -> Vec<u8> {
+    let files = found.iter().flat_map(|found| &found.files);
+    let mut endorsements: Vec<Vec<u8>> = files.filter_map(|file| std::fs::read(file).ok()).collect();
+    endorsements.sort_by_key(Vec::len);
+    while !endorsements.is_empty() {
+        let bundle = Bundle {
+            evidence: evidence.clone(),
+            endorsements: endorsements.clone(),
+        };
+        let cbor = bundle.to_cbor();
+        if cbor.len() <= EVIDENCE_MAX {
+            return cbor;
+        }
+        let bytes = endorsements.pop().map(|left_out| left_out.len());
+        tracing::warn!(
+            bytes,
+            "an endorsement doesn't fit beside the evidence and is left out"
+        );
+    }
+    evidence
+}
+
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use attestation::sim::{Launch, Platform};
+    use attestation::{
+        CpuEvidence, Endorsements, Evidence, GuestKeys, Policy, Requirement, Verdict, verify_any,
+    };
+
+    /// 2026-09-01.
+    const AT: u64 = 1_788_220_800;
+
+    /// AMD's service for one simulated chip; its CRL ends on the third of September, and later ones on the thirtieth.
+    async fn service(platform: &Platform, crls: [Vec<u8>; 2]) -> (Sources, Arc<AtomicUsize>) {
+        use base64::Engine;
+        let [vcek, ask, ark] = <[Vec<u8>; 3]>::try_from(platform.certificates()).unwrap();
+        let pem = |der: &Vec<u8>| {
+            let body = base64::engine::general_purpose::STANDARD.encode(der);
+            format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n")
+        };
+        let chain = (pem(&ask) + &pem(&ark)).into_bytes();
+        let crl_path = "/vcek/v1/Genoa/crl".to_owned();
+        let chip = hex::encode(platform.to_parts().chip_id);
+        let fixed = BTreeMap::from([
+            ("/vcek/v1/Genoa/cert_chain".to_owned(), chain),
+            (format!("/vcek/v1/Genoa/{chip}"), vcek),
+        ]);
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counter = asked.clone();
+        let app = axum::Router::new().fallback(move |request: axum::extract::Request| {
+            counter.fetch_add(1, Ordering::SeqCst);
+            let path = request.uri().path().to_owned();
+            let fresh = counter.load(Ordering::SeqCst) > 3;
+            let crl = (path == crl_path).then(|| crls[usize::from(fresh)].clone());
+            let content = crl.or_else(|| fixed.get(&path).cloned());
+            async move { content.ok_or(axum::http::StatusCode::NOT_FOUND) }
+        });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        let url = Some(url.as_str());
+        (Sources::new(url, url, url, url).unwrap(), asked)
+    }
+
+    #[tokio::test]
+    async fn a_report_without_certificates_reaches_the_ledger_with_all_it_needs() {
+        let (platform, issuer) = Platform::create_with_crls().unwrap();
+        let crls =
+            ["260903000000Z", "260930000000Z"].map(|end| issuer.crl(&[], "260830000000Z", end).unwrap());
+        let (sources, asked) = service(&platform, crls).await;
+        let roots = || Roots::pinned().with_test_root(platform.root()).unwrap();
+        let state = tempfile::tempdir().unwrap();
+        let launch = Launch {
+            measurement: [1; 48],
+            host_data: [2; 32],
+            policy: 0x3_0000,
+        };
+        let cpu = CpuEvidence::SevSnp {
+            report: platform.report(&launch, &[3; 64]).unwrap(),
+            certificates: Vec::new(),
+        };
+        let evidence = Evidence {
+            cpu,
+            guest_keys: GuestKeys::default(),
+        }
+        .to_cbor();
+
+        let keeper = Keeper::with(Some(sources.clone()), state.path(), roots()).unwrap();
+        let sent = keeper.complete_at(evidence.clone(), AT).await;
+        assert_eq!(asked.load(Ordering::SeqCst), 3);
+        let bundle = Bundle::from_cbor(&sent).unwrap();
+        assert_eq!(bundle.evidence, evidence);
+        let mut endorsements = Endorsements::none();
+        bundle.add_to(&mut endorsements).unwrap();
+        let policy = Policy {
+            required: [Requirement::Revocation].into(),
+            ..Policy::default()
+        };
+        let parsed = AnyEvidence::parse(&bundle.evidence).unwrap();
+        let result = verify_any(&parsed, &endorsements, &roots(), &policy, AT);
+        assert_eq!(result.verdict, Verdict::Verified, "{result}");
+
+        // Another daemon over the same folder knows what to keep current: only the CRL ends soon.
+        let keeper = Keeper::with(Some(sources), state.path(), roots()).unwrap();
+        let found = keeper.refresh(AT + 3600).await;
+        let fetched: Vec<bool> = found
+            .iter()
+            .map(|found| found.outcome == Outcome::Fetched)
+            .collect();
+        assert_eq!(fetched, [false, true, false], "{found:?}");
+        assert_eq!(asked.load(Ordering::SeqCst), 4);
+
+        // And the next guest waits for nobody.
+        let offline = Keeper::with(None, state.path(), roots()).unwrap();
+        let sent = offline.complete_at(evidence.clone(), AT + 20 * 24 * 3600).await;
+        assert_eq!(Bundle::from_cbor(&sent).unwrap().endorsements.len(), 3);
+
+        // With nothing at hand the evidence goes alone.
+        let empty = tempfile::tempdir().unwrap();
+        let keeper = Keeper::with(None, empty.path(), roots()).unwrap();
+        assert_eq!(keeper.complete_at(evidence.clone(), AT).await, evidence);
+        assert_eq!(Keeper::off().complete(evidence.clone()).await, evidence);
+        // What is no evidence passes through: the ledger refuses it.
+        let keeper = Keeper::with(None, state.path(), roots()).unwrap();
+        assert_eq!(keeper.complete_at(b"noise".to_vec(), AT).await, b"noise");
+    }
+}
