@@ -335,8 +335,8 @@ pub async fn run(config: Config, events: Events) -> Result<(), DaemonError> {
         timing.network_look,
     );
     let cpus = std::thread::available_parallelism().map_or(2, usize::from);
-    // The simulated platform's maker has no service.
-    let endorsements = match config.host.test_platform {
+    // A simulated platform's maker may have no service.
+    let endorsements = match config.host.test_platform && config.endorsements.test_root.is_none() {
         true => Keeper::off(),
         false => {
             Keeper::open(&config.endorsements, &config.host.state_dir).map_err(|why| DaemonError::Config {

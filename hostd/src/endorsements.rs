@@ -54,7 +54,12 @@ impl Keeper {
     /// Over a folder below `state_dir`. The error is a sentence.
     pub fn open(config: &EndorsementsConfig, state_dir: &Path) -> Result<Self, String> {
         let sources = config.sources().map_err(|e| e.to_string())?;
-        Self::with(Some(sources).filter(|_| config.fetch), state_dir, Roots::pinned())
+        let mut roots = Roots::pinned();
+        if let Some(path) = &config.test_root {
+            let root = std::fs::read(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
+            roots = roots.with_test_root(&root).map_err(|e| e.to_string())?;
+        }
+        Self::with(Some(sources).filter(|_| config.fetch), state_dir, roots)
     }
 
     /// `sources`: `None` fetches nothing and uses what the folder has. `roots`: who must have signed.

@@ -41,6 +41,7 @@ pub struct Platform {
     ark: Vec<u8>,
     ask: Vec<u8>,
     vcek: Vec<u8>,
+    crl: Vec<u8>,
     key: EcdsaKeyPair,
     key_der: Vec<u8>,
 }
@@ -59,6 +60,9 @@ pub struct Parts {
     /// The chip's certificate.
     #[serde(with = "hex::serde")]
     pub vcek: Vec<u8>,
+    /// The root's revocation list: empty, good until 2049.
+    #[serde(with = "hex::serde")]
+    pub crl: Vec<u8>,
     /// The chip's private key, PKCS#8.
     #[serde(with = "hex::serde")]
     pub key: Vec<u8>,
@@ -110,6 +114,7 @@ impl Platform {
             .fill(&mut chip_id)
             .map_err(|_| SimError("no random numbers"))?;
         let vcek = ask.certify_vcek(product.name(), key.public_key().as_ref(), &chip_id, TCB)?;
+        let crls = CrlIssuer(ark);
         let platform = Self {
             product,
             tcb: TCB,
@@ -117,10 +122,11 @@ impl Platform {
             ark: ark_der,
             ask: ask_der,
             vcek,
+            crl: crls.crl(&[], "240101000000Z", "490101000000Z")?,
             key,
             key_der,
         };
-        Ok((platform, CrlIssuer(ark)))
+        Ok((platform, crls))
     }
 
     /// What [`Self::from_parts`] needs.
@@ -130,6 +136,7 @@ impl Platform {
             ark: self.ark.clone(),
             ask: self.ask.clone(),
             vcek: self.vcek.clone(),
+            crl: self.crl.clone(),
             key: self.key_der.clone(),
             chip_id: self.chip_id.to_vec(),
             tcb: self.tcb.to_bytes(self.product),
@@ -150,6 +157,7 @@ impl Platform {
             ark,
             ask,
             vcek,
+            crl,
             key: key_der,
             ..
         } = parts;
@@ -160,6 +168,7 @@ impl Platform {
             ark,
             ask,
             vcek,
+            crl,
             key,
             key_der,
         })
@@ -173,6 +182,11 @@ impl Platform {
     /// VCEK, ASK, ARK (DER).
     pub fn certificates(&self) -> Vec<Vec<u8>> {
         vec![self.vcek.clone(), self.ask.clone(), self.ark.clone()]
+    }
+
+    /// The root's revocation list (DER): nothing is revoked.
+    pub fn crl(&self) -> &[u8] {
+        &self.crl
     }
 
     /// What the guest's question with `report_data` is answered with: a signed report of version 3 (AMD 56860,

@@ -135,6 +135,11 @@ pub(super) fn faults(config: &Config, text: &str) -> Vec<Fault> {
     if let Err(error) = config.endorsements.sources() {
         check(false, "endorsements", &error.to_string());
     }
+    check(
+        config.endorsements.test_root.is_none() || host.test_platform,
+        "endorsements.test_root",
+        "is for tests: it needs host.test_platform = true",
+    );
 
     let names = &config.names;
     for (key, value) in [

@@ -190,6 +190,8 @@ pub struct EndorsementsConfig {
     pub rim: Option<String>,
     /// NVIDIA's OCSP responder.
     pub ocsp: Option<String>,
+    /// The root (DER) of the simulated platform. Only with `host.test_platform`; without it such a host keeps nothing.
+    pub test_root: Option<PathBuf>,
 }
 
 impl Default for EndorsementsConfig {
@@ -201,6 +203,7 @@ impl Default for EndorsementsConfig {
             pcs,
             rim,
             ocsp,
+            test_root: None,
         }
     }
 }

@@ -19,6 +19,7 @@ const HELP: &str = "\
 A QEMU on a machine with a simulated SEV-SNP chip. For tests and the demo: its root is a test root.
 
 Usage: snp-sim-qemu init DIR     makes a chip; use DIR/qemu as libvirt's emulator
+       snp-sim-qemu kds DIR ADDRESS   its maker's key service, over http
        DIR/qemu QEMU-ARGUMENTS   qemu-system-x86_64; `-object sev-snp-guest,…` is simulated
 ";
 
@@ -46,6 +47,10 @@ fn run() -> Result<()> {
             return Ok(());
         }
         ["init", dir] => return sim::init(Path::new(dir), &std::env::current_exe()?),
+        ["kds", dir, address] => {
+            let address = address.parse().context("an address is 127.0.0.1:8080")?;
+            return sim::serve_kds(Path::new(dir), address);
+        }
         ["chip", dir, launch] => return chip(Path::new(dir), launch),
         _ => {}
     }

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use attestation::sim::Launch;
-use attestation::{Binding, CpuEvidence, Evidence, GuestKeys};
+use attestation::{Binding, Bundle, CpuEvidence, Evidence, GuestKeys};
 use candid::Principal;
 use clap::{Args as ClapArgs, Subcommand};
 use ledger::api::{
@@ -142,8 +142,12 @@ async fn cheat(
         },
         guest_keys,
     };
+    let with_crl = Bundle {
+        evidence: forged.to_cbor(),
+        endorsements: vec![platform.crl().to_vec()],
+    };
     Ok(Refused {
-        other_image: submit(client, id, forged.to_cbor()).await?,
+        other_image: submit(client, id, with_crl.to_cbor()).await?,
         replay: submit(client, id, fs::read(replay)?).await?,
     })
 }

@@ -18,6 +18,8 @@ use crate::libvirt_harness;
 
 /// The demo ledger's clock runs so many times as fast as the wall clock.
 pub const CLOCK_RATE: u32 = 60;
+/// Where the simulated chip's maker has its key service, as the host sees it.
+const KDS_ADDRESS: &str = "127.0.0.1:8410";
 
 /// Names of VMs live below this (RFC 6761: never a real domain).
 pub const DOMAIN: &str = "vm.provider.test";
@@ -167,6 +169,9 @@ impl Job {
         })?;
         dns::serve(&mut self.world, &[])?; // the internet's DNS: nobody has a name yet
         let libvirt = self.start_libvirt()?;
+        let mut kds = self.program(Place::Host, "snp-sim-qemu")?;
+        kds.arg("kds").arg(self.world.path("snp-sim")).arg(KDS_ADDRESS);
+        self.world.start("kds", kds)?;
         let config = self.write_hostd_config(ledger, &key, &delegation, &libvirt)?;
         self.start_hostd(&config)?;
         let offering: Offering =
@@ -300,6 +305,10 @@ run_dir = "{dir}/run/haproxy"
 manage = "spawn"
 https_port = 443
 http_port = 80
+
+[endorsements]
+kds = "http://{KDS_ADDRESS}/"
+test_root = "{dir}/snp-sim/ark.der"
 
 [names]
 nameservers = ["{WAN_ADDRESS}"]

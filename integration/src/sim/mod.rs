@@ -8,12 +8,15 @@
 //!                └─ becomes QEMU, without those arguments, with one more virtio-serial port ──▶ the guest asks there
 //! ```
 //!
+//! Certificates and revocation list come from the maker's service, as AMD's do: `snp-sim-qemu kds`.
+//!
 //! The chip reports what was really on the emulator's command line: nobody can tell it a measurement. Its reports are
 //! real ones but for their root ([`attestation::sim`]). Two things differ from silicon, and docs/threat-model.md says
 //! so: memory isn't encrypted, and the firmware is measured but not run (QEMU boots the kernel directly).
 
 mod arguments;
 mod chip;
+mod kds;
 
 use std::fs;
 use std::io;
@@ -25,6 +28,7 @@ use attestation::sim::Platform;
 
 pub use arguments::{Invocation, SnpLaunch, parse};
 pub use chip::{measure, serve};
+pub use kds::serve as serve_kds;
 
 /// The chip's keys and chain.
 const PLATFORM: &str = "platform.json";

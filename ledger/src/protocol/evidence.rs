@@ -115,7 +115,12 @@ pub(super) fn appraise(
                 }),
                 gpus: Some(gpus),
                 min_grade: attestation::Grade::HardwareVerified,
-                required: [Requirement::Freshness, Requirement::Measurement].into(),
+                required: [
+                    Requirement::Freshness,
+                    Requirement::Measurement,
+                    Requirement::Revocation,
+                ]
+                .into(),
                 ..Policy::default()
             }
         }

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use attestation::nvidia::GpuEvidence;
-use attestation::sim::{Gpu, GpuFacts, Launch, Platform, RimFacts};
+use attestation::sim::{Gpu, GpuFacts, Launch, OcspSigner, OcspStatus, Platform, RimFacts};
 use attestation::{Binding, Bundle, Composite, CpuEvidence, Evidence, GuestKeys, gpu_nonce};
 
 use super::*;
@@ -116,7 +116,16 @@ fn evidence(platform: &Platform, guest: &Guest) -> Evidence {
 }
 
 fn submit(world: &mut World, id: &ContractId, evidence: &Evidence) -> Result<Reply, LedgerError> {
-    submit_bytes(world, id, evidence.to_cbor())
+    submit_bytes(world, id, with_crl(evidence))
+}
+
+/// With the revocation list that the ledger wants to see.
+fn with_crl(evidence: &Evidence) -> Vec<u8> {
+    Bundle {
+        evidence: evidence.to_cbor(),
+        endorsements: vec![named().crl().to_vec()],
+    }
+    .to_cbor()
 }
 
 fn submit_bytes(world: &mut World, id: &ContractId, evidence: Vec<u8>) -> Result<Reply, LedgerError> {
@@ -151,7 +160,7 @@ fn a_report_bound_to_the_contract_starts_the_clock_and_is_marked_test_root() {
         (contract.state, contract.active_since),
         (ContractState::Active, Some(world.now))
     );
-    assert_eq!(world.state.evidence(&id).unwrap().evidence, good.to_cbor());
+    assert_eq!(world.state.evidence(&id).unwrap().evidence, with_crl(&good));
     world.pass(HOUR);
     world.ok(world.developer, Command::Cancel(id));
     assert_eq!(world.contract(&id).escrow.released, PRICE);
@@ -340,8 +349,9 @@ fn world_with(gpu: &Gpu) -> World {
     world
 }
 
-/// NVIDIA's manifests for the simulated device's driver and VBIOS.
-fn manifests(gpu: &Gpu) -> Vec<Vec<u8>> {
+/// NVIDIA's manifests for the simulated device's driver and VBIOS, its word that no certificate of the device's is revoked,
+/// and AMD's.
+fn endorsements(gpu: &Gpu) -> Vec<Vec<u8>> {
     let driver = RimFacts {
         product: "GH100".to_owned(),
         version: "590.12".to_owned(),
@@ -352,9 +362,30 @@ fn manifests(gpu: &Gpu) -> Vec<Vec<u8>> {
         measurements: vec![(3, true, vec![vec![3; 48]])],
         ..driver.clone()
     };
-    [driver, vbios]
-        .map(|facts| gpu.rim(&facts).unwrap().into_bytes())
-        .to_vec()
+    let rims = [driver, vbios].map(|facts| gpu.rim(&facts).unwrap().into_bytes());
+    let window = ["20260901000000Z", "20261201000000Z"];
+    let good = |index| {
+        gpu.ocsp(index, OcspStatus::Good, OcspSigner::Issuer, window)
+            .unwrap()
+    };
+    let crl = named().crl().to_vec();
+    rims.into_iter().chain([1, 2, 3].map(good)).chain([crl]).collect()
+}
+
+#[test]
+fn a_host_that_keeps_the_revocation_list_to_itself_is_not_believed() {
+    let mut world = world();
+    let (id, nonce) = asked(&mut world);
+    let good = evidence(named(), &honest(&id, &nonce));
+    let refused = submit_bytes(&mut world, &id, good.to_cbor());
+    let Err(LedgerError::EvidenceRefused { reasons, .. }) = refused else {
+        panic!("{refused:?}")
+    };
+    assert!(
+        reasons.iter().any(|r| r.contains("CrlMissing")),
+        "{reasons:?}"
+    );
+    submit(&mut world, &id, &good).unwrap();
 }
 
 #[test]
@@ -386,7 +417,7 @@ fn a_vm_with_gpus_is_confirmed_with_all_of_them_bound_and_measured_and_not_other
     let bundle = |composite: Composite| {
         let bundle = Bundle {
             evidence: composite.to_cbor(),
-            endorsements: manifests(&gpu),
+            endorsements: endorsements(&gpu),
         };
         bundle.to_cbor()
     };
