@@ -36,8 +36,11 @@ const WANTED: &str = "wanted.json";
 #[derive(Debug)]
 pub struct Keeper {
     fetcher: Option<Fetcher>,
+    /// Over the same folder, asking nobody.
+    offline: Option<Fetcher>,
     folder: PathBuf,
-    /// A `std` mutex: held for a few instructions, never over an `.await`.
+    /// What evidence needed and was got, the latest last. A `std` mutex: held for a few instructions, never over an
+    /// `.await`.
     wanted: Mutex<Vec<Document>>,
 }
 
@@ -46,6 +49,7 @@ impl Keeper {
     pub fn off() -> Self {
         Self {
             fetcher: None,
+            offline: None,
             folder: PathBuf::new(),
             wanted: Mutex::default(),
         }
@@ -65,12 +69,20 @@ impl Keeper {
     /// `sources`: `None` fetches nothing and uses what the folder has. `roots`: who must have signed.
     fn with(sources: Option<Sources>, state_dir: &Path, roots: Roots) -> Result<Self, String> {
         let folder = state_dir.join("endorsements");
-        let fetcher = Fetcher::new(&folder, sources, roots).map_err(|e| e.to_string())?;
+        let offline = Fetcher::new(&folder, None, roots.clone()).map_err(|e| e.to_string())?;
+        let fetcher = match Fetcher::new(&folder, sources, roots.clone()) {
+            Ok(fetcher) => fetcher,
+            Err(error) => {
+                tracing::warn!(%error, "endorsements are not fetched");
+                Fetcher::new(&folder, None, roots).map_err(|e| e.to_string())?
+            }
+        };
         // A file that can't be read costs a fetch ahead of time: the next evidence names its documents again.
         let wanted = std::fs::read(folder.join(WANTED)).ok();
         let wanted = wanted.and_then(|json| serde_json::from_slice::<Vec<Document>>(&json).ok());
         Ok(Self {
             fetcher: Some(fetcher),
+            offline: Some(offline),
             folder,
             wanted: Mutex::new(wanted.unwrap_or_default()),
         })
@@ -83,40 +95,42 @@ impl Keeper {
     }
 
     async fn complete_at(&self, evidence: Vec<u8>, at: u64) -> Vec<u8> {
-        let (Some(fetcher), Ok(parsed)) = (&self.fetcher, AnyEvidence::parse(&evidence)) else {
+        let (Some(fetcher), Some(offline)) = (&self.fetcher, &self.offline) else {
             return evidence;
         };
-        let mut found = Vec::new();
-        let mut hear = |one: &Found| {
-            tell(one);
-            found.push(one.clone());
+        let Ok(parsed) = AnyEvidence::parse(&evidence) else {
+            return evidence;
         };
+        let mut hear = tell;
         let completing = fetcher.complete(&parsed, at, 0, &mut hear);
-        match tokio::time::timeout(COMPLETE_WITHIN, completing).await {
-            Ok((_, needs)) => {
-                for gap in needs.gaps {
-                    tracing::warn!(gap, "a guest's evidence lacks what nobody can be asked for");
-                }
+        let (found, needs) = match tokio::time::timeout(COMPLETE_WITHIN, completing).await {
+            Ok(all) => all,
+            Err(_) => {
+                tracing::warn!("the makers' services are too slow: evidence goes with what is here");
+                offline.complete(&parsed, at, 0, &mut |_| ()).await
             }
-            Err(_) => tracing::warn!("the makers' services are too slow: evidence goes with what is here"),
+        };
+        for gap in needs.gaps {
+            tracing::warn!(gap, "a guest's evidence lacks what nobody can be asked for");
         }
-        self.want(found.iter().map(|found| &found.document));
+        self.want(&found);
         bundle(evidence, &found)
     }
 
-    /// Remembers documents across restarts.
-    fn want<'a>(&self, documents: impl Iterator<Item = &'a Document>) {
+    /// Remembers across restarts what was got; a guest can name whatever it likes, and makers publish only what is theirs.
+    fn want(&self, found: &[Found]) {
         let mut wanted = self
             .wanted
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
-        let before = wanted.len();
-        for document in documents {
-            if !wanted.contains(document) && wanted.len() < WANTED_MAX {
-                wanted.push(document.clone());
-            }
+        let before = wanted.clone();
+        for found in found.iter().filter(|found| found.is_there()) {
+            wanted.retain(|document| *document != found.document);
+            wanted.push(found.document.clone());
         }
-        if wanted.len() == before {
+        let oldest = wanted.len().saturating_sub(WANTED_MAX);
+        wanted.drain(..oldest);
+        if *wanted == before {
             return;
         }
         let written = serde_json::to_vec(&*wanted)
@@ -153,6 +167,7 @@ impl Keeper {
 /// Keeps what was ever needed current, for as long as the process runs.
 pub async fn keep(ctx: std::sync::Arc<crate::supervisor::Ctx>) {
     let mut ticks = tokio::time::interval(REFRESH);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         ctx.endorsements.refresh(now()).await;
@@ -304,6 +319,8 @@ mod tests {
         let empty = tempfile::tempdir().unwrap();
         let keeper = Keeper::with(None, empty.path(), roots()).unwrap();
         assert_eq!(keeper.complete_at(evidence.clone(), AT).await, evidence);
+        let list = empty.path().join("endorsements").join(WANTED);
+        assert!(!list.exists(), "what nobody has isn't asked for every hour");
         assert_eq!(Keeper::off().complete(evidence.clone()).await, evidence);
         // What is no evidence passes through: the ledger refuses it.
         let keeper = Keeper::with(None, state.path(), roots()).unwrap();

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::client::{self, FetchError, FetcherError};
 use super::{Answer, Document, Needs, Sources, needed};
@@ -188,9 +189,11 @@ fn write(path: &Path, answer: &Answer) -> io::Result<()> {
     replace(path, &answer.content)
 }
 
-/// The old content or the new one, whatever happens in between.
+/// The old content or the new one, whatever happens in between, and whoever else does the same.
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let new = path.with_extension(format!("{}.new", std::process::id()));
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let new = path.with_extension(format!("{process}-{count}.new"));
     let mut file = fs::File::create(&new)?;
     file.write_all(content)?;
     file.sync_all()?;

@@ -127,7 +127,10 @@ pub(super) fn check_ocsp(content: &[u8], certificate: &str, issuer: &str, at: u6
         .zip(parse(issuer))
         .ok_or("certificates that can't be read")?;
     let (from, until) = answered_ocsp(content, &cert, &issuer, at)?;
-    Ok(Window { from, until })
+    Ok(Window {
+        from,
+        until: Some(until),
+    })
 }
 
 pub(super) fn certificate_name(certificate: &str) -> String {

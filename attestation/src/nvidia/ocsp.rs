@@ -120,11 +120,13 @@ impl OcspResponse {
         })
     }
 
-    /// From when until when (Unix seconds, inclusive; `None`: no end) its word about a certificate is good.
+    /// From when until when (Unix seconds, inclusive) its word about a certificate is good.
     #[cfg(feature = "fetch")]
-    pub(super) fn window(&self, cert: &Cert, issuer: &Cert) -> Option<(u64, Option<u64>)> {
+    pub(super) fn window(&self, cert: &Cert, issuer: &Cert) -> Option<(u64, u64)> {
         let entry = self.entries.iter().find(|entry| entry.is_about(cert, issuer))?;
-        let until = entry.next_update.map(|next| next.saturating_sub(1));
+        // A responder that always has newer (no nextUpdate, RFC 6960, 4.2.2.1) is asked again after a week.
+        let week = entry.this_update.saturating_add(7 * 24 * 3600);
+        let until = entry.next_update.unwrap_or(week).saturating_sub(1);
         Some((entry.this_update, until))
     }
 

@@ -56,14 +56,14 @@ fn pairs(chain: &[&Cert]) -> Vec<Pair> {
     chain.windows(2).map(pair).collect()
 }
 
-/// When a response about a certificate is good: from, until (Unix seconds, inclusive; `None`: no end). Whatever it says,
+/// When a response about a certificate is good: from, until (Unix seconds, inclusive). Whatever it says,
 /// it must be genuine. The error is a sentence.
 pub(crate) fn answered_ocsp(
     content: &[u8],
     cert: &Cert,
     issuer: &Cert,
     at: u64,
-) -> Result<(u64, Option<u64>), String> {
+) -> Result<(u64, u64), String> {
     let response = OcspResponse::parse(content).map_err(|_| "no successful OCSP response")?;
     let window = response
         .window(cert, issuer)

@@ -120,6 +120,16 @@ async fn an_snp_report_alone_gets_all_it_needs_and_asks_once() {
     );
     assert_eq!(server.asked(), [CRL_PATH]);
 
+    // Two guests at once don't take each other's files away.
+    let both = tempfile::tempdir().unwrap();
+    let fetcher = Fetcher::new(both.path(), Some(sources(&server)), roots(SNP.0.root())).unwrap();
+    let (one, other) = tokio::join!(
+        complete(&fetcher, &evidence, AT),
+        complete(&fetcher, &evidence, AT)
+    );
+    assert!(one.iter().chain(&other).all(Found::is_there), "{one:?} {other:?}");
+    assert_eq!(std::fs::read_dir(both.path()).unwrap().count(), 3);
+
     let offline = Fetcher::new(folder.path(), None, roots(SNP.0.root())).unwrap();
     let found = complete(&offline, &evidence, AT + DAY + DAY / 2).await;
     assert_eq!(outcomes(&found), [&Outcome::Kept; 3], "{found:?}");

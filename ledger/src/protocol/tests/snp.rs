@@ -381,10 +381,7 @@ fn a_host_that_keeps_the_revocation_list_to_itself_is_not_believed() {
     let Err(LedgerError::EvidenceRefused { reasons, .. }) = refused else {
         panic!("{refused:?}")
     };
-    assert!(
-        reasons.iter().any(|r| r.contains("CrlMissing")),
-        "{reasons:?}"
-    );
+    assert!(reasons.iter().any(|r| r.contains("CrlMissing")), "{reasons:?}");
     submit(&mut world, &id, &good).unwrap();
 }
 
