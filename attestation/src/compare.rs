@@ -1,6 +1,7 @@
 //! Comparing what evidence says with the reference values that a caller gave.
 
 use crate::result::{Check, Reason};
+use crate::show;
 use crate::{GuestKeys, Policy};
 
 /// Why a check that needs a reference value wasn't made.
@@ -18,10 +19,10 @@ pub(crate) fn one<const N: usize>(
             id,
             expected == found,
             reason,
-            hex::encode(expected),
-            hex::encode(found),
+            show::hex(expected),
+            show::hex(found),
         ),
-        None => Check::not_checked(id, NOT_ASKED, hex::encode(found)),
+        None => Check::not_checked(id, NOT_ASKED, show::hex(found)),
     }
 }
 
@@ -32,10 +33,10 @@ pub(crate) fn among<const N: usize>(
     allowed: &Option<Vec<[u8; N]>>,
     found: [u8; N],
 ) -> Check {
-    let found_hex = hex::encode(found);
+    let found_hex = show::hex(found);
     match allowed {
         Some(allowed) => {
-            let expected = allowed.iter().map(hex::encode).collect::<Vec<_>>().join(" or ");
+            let expected = allowed.iter().map(show::hex).collect::<Vec<_>>().join(" or ");
             let expected = if expected.is_empty() {
                 "none is allowed".to_owned()
             } else {
@@ -55,7 +56,7 @@ pub(crate) fn contract_id(policy: &Policy) -> Check {
         (_, None, _) => Check::not_checked(ID, "no salt was given: the id may stand for any settings", ""),
         (Some(id), Some(salt), Some(settings)) => {
             let derived = crate::contract_id(&salt, &settings);
-            let (expected, found) = (hex::encode(derived), hex::encode(id));
+            let (expected, found) = (show::hex(derived), show::hex(id));
             Check::of(ID, derived == id, Reason::ContractIdMismatch, expected, found)
         }
         (_, Some(_), _) => {
@@ -69,7 +70,7 @@ pub(crate) fn contract_id(policy: &Policy) -> Check {
 /// be asked for, too.
 pub(crate) fn settings(keys: &GuestKeys, policy: &Policy) -> Check {
     const ID: &str = "appraise.settings";
-    let found = keys.settings.map(hex::encode).unwrap_or_default();
+    let found = keys.settings.map(show::hex).unwrap_or_default();
     match (policy.settings, keys.settings) {
         (None, _) => Check::not_checked(ID, "no settings were given to compare with", found),
         (Some(_), None) => {
@@ -84,7 +85,7 @@ pub(crate) fn settings(keys: &GuestKeys, policy: &Policy) -> Check {
             ID,
             expected == settings,
             Reason::SettingsMismatch,
-            hex::encode(expected),
+            show::hex(expected),
             found,
         ),
     }

@@ -1,7 +1,7 @@
 //! Remembers signatures that held: makers' certificates and collateral come again with every piece of evidence.
 //!
-//! Whether a signature holds depends on key, message and signature alone, so what is remembered under a digest of the
-//! three is true for ever, and a verdict with memory is the verdict without. Dates, revocation and everything else are
+//! Whether a signature holds depends on key, message and signature alone, so what is remembered under the key and a digest
+//! of the two is true for ever, and a verdict with memory is the verdict without. Dates, revocation and everything else are
 //! judged each time. Only what held is remembered: forgeries displace nothing.
 
 use std::collections::VecDeque;
@@ -9,42 +9,45 @@ use std::sync::Mutex;
 
 use sha2::{Digest, Sha256};
 
-/// Enough for the chains and collateral of a day's platforms; 16 KiB.
+/// Enough for the chains and collateral of a day's platforms; 300 KiB if all keys are RSA-4096.
 const REMEMBERED_MAX: usize = 512;
 
-static HELD: Mutex<VecDeque<[u8; 32]>> = Mutex::new(VecDeque::new());
+/// A signature that held.
+struct Held {
+    statement: Statement,
+    scheme: &'static str,
+    key: Box<[u8]>,
+}
+
+static HELD: Mutex<VecDeque<Held>> = Mutex::new(VecDeque::new());
 
 /// A message with its signature, as a digest that may be kept beside them: collateral is long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Statement([u8; 32]);
 
 impl Statement {
+    /// The lengths count, too.
     pub(crate) fn of(message: &[u8], signature: &[u8]) -> Self {
-        Self(digest([message, signature]))
+        let mut hash = Sha256::new();
+        for part in [message, signature] {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        Self(hash.finalize().into())
     }
-}
-
-/// The lengths count, too.
-fn digest<const N: usize>(parts: [&[u8]; N]) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update((part.len() as u64).to_be_bytes());
-        hash.update(part);
-    }
-    hash.finalize().into()
 }
 
 /// `check`'s answer, unless the same key, message and signature are remembered to hold. `scheme` tells the signature
 /// algorithms apart.
 pub(crate) fn remembered(
-    scheme: &str,
+    scheme: &'static str,
     key: &[u8],
     statement: Statement,
     check: impl FnOnce() -> bool,
 ) -> bool {
-    let digest = digest([scheme.as_bytes(), key, &statement.0]);
     let held = || HELD.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if held().contains(&digest) {
+    let same = |held: &Held| held.statement == statement && held.scheme == scheme && *held.key == *key;
+    if held().iter().any(same) {
         return true;
     }
     let holds = check();
@@ -53,7 +56,11 @@ pub(crate) fn remembered(
         if held.len() == REMEMBERED_MAX {
             held.pop_front();
         }
-        held.push_back(digest);
+        held.push_back(Held {
+            statement,
+            scheme,
+            key: key.into(),
+        });
     }
     holds
 }
@@ -62,6 +69,7 @@ pub(crate) fn remembered(
 #[cfg(feature = "sim")]
 pub fn forget_signatures() {
     crate::x509::forget();
+    crate::tdx::forget();
     HELD.lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
         .clear();
@@ -74,7 +82,7 @@ mod tests {
     #[test]
     fn only_the_same_key_message_and_signature_are_remembered() {
         let parts = ["memory test", "key", "message", "signature"];
-        let ask = |parts: [&str; 4], answer: bool| {
+        let ask = |parts: [&'static str; 4], answer: bool| {
             let [scheme, key, message, signature] = parts;
             let mut asked = false;
             let check = || {

@@ -7,8 +7,9 @@ use url::{Host, Url};
 use super::{amd, intel, nvidia};
 use crate::Roots;
 use crate::endorsements::pem_blocks;
+use crate::show;
 use crate::snp::{Product, TcbVersion, VekKind};
-use crate::x509::{Cert, show_time};
+use crate::x509::Cert;
 
 /// One document of a maker's.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -309,10 +310,10 @@ impl Document {
             Self::Ocsp { certificate, issuer } => nvidia::check_ocsp(content, certificate, issuer, at),
         }?;
         if window.from > at {
-            return Err(format!("it isn't valid before {}", show_time(window.from)));
+            return Err(format!("it isn't valid before {}", show::time(window.from)));
         }
         match window.until {
-            Some(until) if until < at => Err(format!("it was valid until {}", show_time(until))),
+            Some(until) if until < at => Err(format!("it was valid until {}", show::time(until))),
             until => Ok(until),
         }
     }

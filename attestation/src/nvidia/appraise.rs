@@ -4,6 +4,7 @@ use super::authenticate::Authentic;
 use super::policy::{GpuPolicy, Version};
 use crate::Policy;
 use crate::result::{Check, Reason};
+use crate::show;
 
 /// The lines that [`appraise`] and the comparison of measurements give.
 pub(super) const CHECKS: [&str; 6] = [
@@ -29,13 +30,13 @@ pub(super) fn appraise(authentic: &Authentic, nonce: Option<[u8; 32]>, policy: &
 /// The nonce of the binding, of the policy's GPU part, or the first half of the policy's report data.
 fn freshness(authentic: &Authentic, nonce: Option<[u8; 32]>, policy: &Policy) -> Check {
     const ID: &str = "appraise.report-data";
-    let found = hex::encode(authentic.report().nonce());
+    let found = show::hex(authentic.report().nonce());
     let same = |nonce: [u8; 32]| {
         Check::of(
             ID,
             nonce == authentic.report().nonce(),
             Reason::NonceMismatch,
-            hex::encode(nonce),
+            show::hex(nonce),
             &found,
         )
     };
@@ -48,7 +49,7 @@ fn freshness(authentic: &Authentic, nonce: Option<[u8; 32]>, policy: &Policy) ->
             same(nonce.try_into().expect("`split_at` gave 32 bytes"))
         }
         Some((nonce, rest)) => {
-            let expected = format!("{} {}", hex::encode(nonce), hex::encode(rest));
+            let expected = format!("{} {}", show::hex(nonce), show::hex(rest));
             Check::of(ID, false, Reason::NonceMismatch, expected, found)
         }
     }

@@ -15,7 +15,8 @@ use crate::Endorsements;
 use crate::crypto::CRYPTO;
 use crate::result::{Check, Reason, Trust};
 use crate::roots::{RootKind, Roots};
-use crate::x509::{Cert, Crl, PublicKey, dates, find_path, show_time};
+use crate::show;
+use crate::x509::{Cert, Crl, PublicKey, dates, find_path};
 
 /// A report that a device of NVIDIA's signed. Only [`authenticate`] makes one. It says who signed, not whether that
 /// key's certificates are still good, nor whether we like what was signed.
@@ -236,14 +237,14 @@ fn firmware_id(report: &Report, firmware: &Result<Option<Firmware>, der::Error>)
             "none",
         ),
         (Ok(Some(firmware)), None) => {
-            Check::not_checked(ID, "the report doesn't repeat it", hex::encode(&firmware.fwid))
+            Check::not_checked(ID, "the report doesn't repeat it", show::hex(&firmware.fwid))
         }
         (Ok(Some(firmware)), Some(own)) => Check::of(
             ID,
             firmware.fwid == own,
             Reason::FwidMismatch,
-            format!("{} (certificate)", hex::encode(&firmware.fwid)),
-            hex::encode(own),
+            format!("{} (certificate)", show::hex(&firmware.fwid)),
+            show::hex(own),
         ),
     }
 }
@@ -293,7 +294,7 @@ pub(super) fn revocation(
                 open.push((None, format!("`{name}`: the responder doesn't know it")))
             }
             Answer::Stale => {
-                let why = format!("no OCSP response or CRL about `{name}` covers {}", show_time(at));
+                let why = format!("no OCSP response or CRL about `{name}` covers {}", show::time(at));
                 open.push((Some(Reason::OcspStale), why));
             }
             Answer::None => open.push((None, format!("no OCSP response about `{name}`"))),
@@ -357,7 +358,7 @@ fn stated<'a>(
     device: &'a Device,
 ) -> impl Iterator<Item = Check> + 'a {
     let nonce = evidence.stated.nonce.as_ref().map(|stated| {
-        let own = hex::encode(report.nonce());
+        let own = show::hex(report.nonce());
         let same = stated.trim_start_matches("0x").eq_ignore_ascii_case(&own);
         let shown = stated.chars().take(64).collect::<String>();
         Check::of(

@@ -7,7 +7,8 @@ use super::evidence::GpuEvidence;
 use super::fwid;
 use super::report::{Measurement, Report};
 use crate::result::{Check, Outcome};
-use crate::x509::{Cert, show_time};
+use crate::show;
+use crate::x509::Cert;
 
 /// Every field, decoded; nothing is verified.
 pub(crate) fn claims(evidence: &GpuEvidence) -> Value {
@@ -19,17 +20,17 @@ pub(crate) fn claims(evidence: &GpuEvidence) -> Value {
         Ok(cert) => json!({
             "subject": cert.subject_cn,
             "issuer": cert.issuer_cn,
-            "serial": hex::encode(&cert.serial),
-            "not_before": show_time(cert.not_before),
-            "not_after": show_time(cert.not_after),
-            "fwid": fwid::read(&cert).ok().flatten().map(|firmware| hex::encode(firmware.fwid)),
+            "serial": show::hex(&cert.serial),
+            "not_before": show::time(cert.not_before),
+            "not_after": show::time(cert.not_after),
+            "fwid": fwid::read(&cert).ok().flatten().map(|firmware| show::hex(firmware.fwid)),
         }),
         Err(e) => json!({ "unreadable": e.to_string() }),
     };
-    let measurement = |block: &Measurement| json!({ "index": block.index, "type": block.value_type, "value": hex::encode(&block.value) });
+    let measurement = |block: &Measurement| json!({ "index": block.index, "type": block.value_type, "value": show::hex(&block.value) });
     let mut claims = of_report(&report, None);
     claims["measurements"] = report.measurements().iter().map(measurement).collect();
-    claims["signature"] = json!(hex::encode(report.signature()));
+    claims["signature"] = json!(show::hex(report.signature()));
     claims["certificates"] = evidence.certificates.iter().map(certificate).collect();
     claims
 }
@@ -37,13 +38,13 @@ pub(crate) fn claims(evidence: &GpuEvidence) -> Value {
 /// What report and certificates say.
 pub(super) fn of_report(report: &Report, device: Option<&Device>) -> Value {
     let opaque = report.opaque();
-    let pdis: Vec<String> = opaque.pdis().map(hex::encode).collect();
+    let pdis: Vec<String> = opaque.pdis().map(show::hex).collect();
     let chip = device.map(|device| device.chip.as_str());
     let mut claims = json!({
-        "eat_nonce": hex::encode(report.nonce()),
+        "eat_nonce": show::hex(report.nonce()),
         "hwmodel": device.map(|device| device.model.as_str()),
         "ueid": device.map(|device| device.ueid.as_str()),
-        "fwid": opaque.fwid().map(hex::encode),
+        "fwid": opaque.fwid().map(show::hex),
         "opaque": opaque.claims(),
     });
     let more = if opaque.is_switch() {

@@ -14,6 +14,7 @@ use super::report::Report;
 use super::rim::{Authenticity, Golden, Rim};
 use crate::result::{Check, Reason, Trust};
 use crate::roots::Roots;
+use crate::show;
 use crate::x509::find_path;
 use crate::{Endorsements, Policy};
 
@@ -296,7 +297,7 @@ impl Mismatch<'_> {
     fn shown(&self) -> String {
         let found = self
             .found
-            .map_or_else(|| "isn't in the report".to_owned(), hex::encode);
+            .map_or_else(|| "isn't in the report".to_owned(), show::hex);
         format!(
             "{} of the {} ({}) {found}",
             self.golden.index, self.role, self.golden.name
@@ -314,9 +315,9 @@ impl Mismatch<'_> {
             "index": self.golden.index,
             "measurementSource": if self.role == "driver" { "Driver" } else { self.role },
             "goldenSize": golden.len(),
-            "goldenValue": hex::encode(golden),
+            "goldenValue": show::hex(golden),
             "runtimeSize": self.found.map_or(0, <[u8]>::len),
-            "runtimeValue": self.found.map_or_else(|| "NA".to_owned(), hex::encode),
+            "runtimeValue": self.found.map_or_else(|| "NA".to_owned(), show::hex),
         })
     }
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::report::{Reader, ReportError};
+use crate::show;
 
 /// Field types with a meaning here.
 pub(crate) mod field {
@@ -224,7 +225,7 @@ impl Opaque {
                 Some(name) => shown.insert(name.to_owned(), json!(self.text(*kind))),
                 None => {
                     let name = name_in(&others, *kind).map_or_else(|| format!("field-{kind}"), str::to_owned);
-                    shown.insert(name, json!(hex::encode(value)))
+                    shown.insert(name, json!(show::hex(value)))
                 }
             };
         }

@@ -56,7 +56,7 @@ impl fmt::Display for AttestationResult {
             self.verdict,
             self.grade,
             self.trust,
-            crate::x509::show_time(self.at)
+            crate::show::time(self.at)
         )?;
         if self.trust == Trust::TestRoot {
             writeln!(

@@ -16,7 +16,8 @@ use super::{Product, VekKind, vek};
 use crate::crypto::CRYPTO;
 use crate::result::{Check, Reason, Trust};
 use crate::roots::{RootKind, amd_intermediates, is_shipped_chain};
-use crate::x509::{Cert, Crl, PublicKey, dates, show_time};
+use crate::show;
+use crate::x509::{Cert, Crl, PublicKey, dates};
 use crate::{Endorsements, Roots};
 
 /// A report that a trusted key signed, with a certificate that agrees with it. Only [`authenticate`] makes one. It says
@@ -149,7 +150,7 @@ fn kds_hint(report: &Report) -> String {
     };
     format!(
         "AMD's key service has it as vcek/v1/{product}/{}?{fmc}blSPL={:02}&teeSPL={:02}&snpSPL={:02}&ucodeSPL={:02}",
-        hex::encode(id),
+        show::hex(id),
         tcb.bootloader,
         tcb.tee,
         tcb.snp,
@@ -462,28 +463,28 @@ impl Pool {
             let found = format!(
                 "{} serial 0x{} is revoked",
                 quoted(&intermediate.subject_cn),
-                hex::encode(&intermediate.serial)
+                show::hex(&intermediate.serial)
             );
             return Check::of(ID, false, Reason::CrlRevoked, "not revoked", found);
         }
         let fresh =
             |crl: &&&Crl| crl.this_update <= self.at && crl.next_update.is_some_and(|next| self.at < next);
         let window = |crl: &Crl| {
-            let next = crl.next_update.map_or("no end".to_owned(), show_time);
+            let next = crl.next_update.map_or("no end".to_owned(), show::time);
             format!(
                 "{} {}..{next}",
                 quoted(&crl.issuer_cn),
-                show_time(crl.this_update)
+                show::time(crl.this_update)
             )
         };
         match genuine.iter().find(fresh) {
             Some(crl) => {
-                let found = format!("0x{} not in {}", hex::encode(&intermediate.serial), window(crl));
+                let found = format!("0x{} not in {}", show::hex(&intermediate.serial), window(crl));
                 Check::passed(ID, found)
             }
             None => {
                 let windows: Vec<String> = genuine.iter().map(|crl| window(crl)).collect();
-                let why = format!("no CRL given covers {}", show_time(self.at));
+                let why = format!("no CRL given covers {}", show::time(self.at));
                 Check::unusable(ID, Reason::CrlStale, why, windows.join(", "))
             }
         }
@@ -493,7 +494,7 @@ impl Pool {
 /// Whether the report's chip is the certificate's.
 fn chip(report: &Report, vek: &Cert, kind: Option<VekKind>) -> Check {
     const ID: &str = "authenticate.chip-id";
-    let found = hex::encode(report.chip_id());
+    let found = show::hex(report.chip_id());
     if kind == Some(VekKind::Vlek) {
         return Check::not_checked(ID, "a VLEK names no chip", found);
     }
@@ -501,7 +502,7 @@ fn chip(report: &Report, vek: &Cert, kind: Option<VekKind>) -> Check {
         Ok(id) => {
             let expected = id.as_chip_id();
             let same = report.chip_id() == expected;
-            Check::of(ID, same, Reason::ChipIdMismatch, hex::encode(expected), found)
+            Check::of(ID, same, Reason::ChipIdMismatch, show::hex(expected), found)
         }
         Err(e) => Check::of(ID, false, e.reason, "the chip's id in the VEK", e.what),
     }
@@ -513,5 +514,5 @@ fn quoted(name: &str) -> String {
 
 fn digest(der: &[u8]) -> impl Display {
     use sha2::{Digest, Sha256};
-    hex::encode(Sha256::digest(der))
+    show::hex(Sha256::digest(der))
 }

@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use super::{Product, VekKind, vek};
-use crate::x509::{Cert, show_time};
+use crate::show;
+use crate::x509::Cert;
 
 /// A certificate's fields, for showing; nothing is verified.
 pub fn certificate_claims(der: &[u8]) -> Value {
@@ -19,13 +20,13 @@ pub fn certificate_claims(der: &[u8]) -> Value {
     json!({
         "subject": cert.subject_cn,
         "issuer": cert.issuer_cn,
-        "serial": hex::encode(&cert.serial),
-        "not_before": show_time(cert.not_before),
-        "not_after": show_time(cert.not_after),
+        "serial": show::hex(&cert.serial),
+        "not_before": show::time(cert.not_before),
+        "not_after": show::time(cert.not_after),
         "product": product.map(Product::name),
         "product_name": is_vek.then(|| show(vek::product_name(&cert).map(|name| json!(name)))),
         "tcb": product.filter(|_| is_vek).map(|product| show(vek::tcb(&cert, product).map(|tcb| json!(tcb)))),
         "hardware_id": (vek::kind(&cert) == Some(VekKind::Vcek))
-            .then(|| show(vek::hardware_id(&cert).map(|id| json!(hex::encode(id.as_chip_id()))))),
+            .then(|| show(vek::hardware_id(&cert).map(|id| json!(show::hex(id.as_chip_id()))))),
     })
 }

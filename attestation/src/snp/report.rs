@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Product, TcbVersion, VekKind};
 use crate::result::{Check, Reason};
+use crate::show;
 
 /// Length of a report.
 pub const REPORT_LEN: usize = 0x4a0;
@@ -340,7 +341,7 @@ impl Report {
     pub fn claims(&self, product: Option<Product>) -> Value {
         let tcb = |offset: usize| match product {
             Some(product) => json!(TcbVersion::from_bytes(self.at(offset), product)),
-            None => json!(hex::encode(self.at::<8>(offset))),
+            None => json!(show::hex(self.at::<8>(offset))),
         };
         let firmware = |[major, minor, build]: [u8; 3]| format!("{major}.{minor}.{build}");
         let info = self.author_info();
@@ -354,8 +355,8 @@ impl Report {
                 "abi": format!("{}.{}", self.policy() >> 8 & 0xff, self.policy() & 0xff),
                 "bits": names(self.policy(), &POLICY_BITS),
             },
-            "family_id": hex::encode(self.family_id()),
-            "image_id": hex::encode(self.image_id()),
+            "family_id": show::hex(self.family_id()),
+            "image_id": show::hex(self.image_id()),
             "vmpl": self.vmpl(),
             "signature_algorithm": self.signature_algorithm(),
             "platform_info": {
@@ -365,17 +366,17 @@ impl Report {
             "author_key_present": info & 1 == 1,
             "chip_key_masked": info >> 1 & 1 == 1,
             "signing_key": self.signing_key(),
-            "report_data": hex::encode(self.report_data()),
-            "measurement": hex::encode(self.measurement()),
-            "host_data": hex::encode(self.host_data()),
-            "id_key_digest": hex::encode(self.id_key_digest()),
-            "author_key_digest": hex::encode(self.author_key_digest()),
-            "report_id": hex::encode(self.report_id()),
-            "report_id_ma": hex::encode(self.report_id_ma()),
+            "report_data": show::hex(self.report_data()),
+            "measurement": show::hex(self.measurement()),
+            "host_data": show::hex(self.host_data()),
+            "id_key_digest": show::hex(self.id_key_digest()),
+            "author_key_digest": show::hex(self.author_key_digest()),
+            "report_id": show::hex(self.report_id()),
+            "report_id_ma": show::hex(self.report_id_ma()),
             "cpuid": self.cpuid().map(|[family, model, stepping]| json!({
                 "family": family, "model": model, "stepping": stepping,
             })),
-            "chip_id": hex::encode(self.chip_id()),
+            "chip_id": show::hex(self.chip_id()),
             "tcb": {
                 "current": tcb(0x38),
                 "reported": tcb(0x180),

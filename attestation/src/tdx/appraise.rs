@@ -6,6 +6,7 @@ use super::tcb::{Level, TcbStatus};
 use crate::Policy;
 use crate::compare::{NOT_ASKED, among, one};
 use crate::result::{Check, Reason};
+use crate::show;
 
 const DEBUG: u64 = 1;
 const PROFILING: u64 = 0b111 << 4;
@@ -205,7 +206,7 @@ fn attributes(td: &TdReport<'_>, policy: &Policy) -> Vec<Check> {
     let bound = td.mr_service_td().filter(|hash| *hash != [0; 48]).or(now);
     let present = bound.is_some() || bits & SERVICE_TD_EXT != 0;
     let found = match bound {
-        Some(hash) => hex::encode(hash),
+        Some(hash) => show::hex(hash),
         None if present => "the attribute SERVTD_EXT".to_owned(),
         None => "none".to_owned(),
     };

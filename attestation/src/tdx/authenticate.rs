@@ -18,7 +18,8 @@ use super::tcb::{QeIdentity, TcbInfo, TcbInfoHead, Window};
 use crate::crypto::CRYPTO;
 use crate::result::{Check, Reason, Trust};
 use crate::roots::{Root, RootKind};
-use crate::x509::{Cert, Crl, PublicKey, dates, show_time};
+use crate::show;
+use crate::x509::{Cert, Crl, PublicKey, dates};
 use crate::{Endorsements, Roots};
 
 const PCK: &str = "Intel SGX PCK Certificate";
@@ -27,8 +28,8 @@ const REVOCATION: &str = "authenticate.revocation";
 
 /// The quote's own chain, whose signatures hold up to a trusted root.
 struct Chain<'r> {
-    leaf: Cert,
-    ca: Cert,
+    leaf: &'r Cert,
+    ca: &'r Cert,
     root: &'r Root,
 }
 
@@ -56,7 +57,9 @@ pub(super) fn authenticate<'e>(
 ) -> Authentication<'e> {
     let mut checks = quote.format_checks(padding);
     let roots: Vec<&Root> = roots.of(RootKind::Intel).collect();
-    let chain = read_chain(quote.pck_chain).and_then(|certs| judge_chain(certs, &roots));
+    let read = pck::Chain::read(quote.pck_chain);
+    let chain = read.as_ref().map_err(Clone::clone);
+    let chain = chain.and_then(|chain| judge_chain(&chain.certs, &roots));
     let (chain, trust) = match chain {
         Ok(chain) => {
             let (leaf, ca, root) = (
@@ -71,7 +74,7 @@ pub(super) fn authenticate<'e>(
             ));
             checks.push(dates(
                 "authenticate.dates",
-                &[&chain.leaf, &chain.ca, &chain.root.cert],
+                &[chain.leaf, chain.ca, &chain.root.cert],
                 at,
             ));
             (Some(chain), trust)
@@ -82,12 +85,15 @@ pub(super) fn authenticate<'e>(
             (None, Trust::None)
         }
     };
-    let platform = chain.as_ref().map(|chain| Platform::of(&chain.leaf));
+    let platform = match (&chain, &read) {
+        (Some(_), Ok(read)) => Some(read.platform.clone()),
+        _ => None,
+    };
     let platform = match platform {
         Some(Ok(platform)) => {
             checks.push(Check::passed(
                 "authenticate.platform",
-                format!("FMSPC {}", hex::encode(platform.fmspc)),
+                format!("FMSPC {}", show::hex(platform.fmspc)),
             ));
             Some(platform)
         }
@@ -142,7 +148,7 @@ pub(super) fn authenticate<'e>(
         }
     };
     checks.push(pck_revocation(&chain, &crls, at));
-    used.insert(0, &chain.ca);
+    used.insert(0, chain.ca);
     checks.push(ca_revocation(&used, &chain.root.cert, &crls, at));
     Authentication {
         checks,
@@ -154,21 +160,12 @@ pub(super) fn authenticate<'e>(
     }
 }
 
-fn read_chain(bytes: &[u8]) -> Result<Vec<Cert>, (Reason, String)> {
-    let ders = pck::chain(bytes).map_err(|what| (Reason::Malformed, what))?;
-    let parse = |der: &Vec<u8>| {
-        Cert::parse(der).map_err(|e| (Reason::Malformed, format!("an unreadable certificate: {e}")))
-    };
-    ders.iter().map(parse).collect()
-}
-
-fn judge_chain<'r>(certs: Vec<Cert>, roots: &[&'r Root]) -> Result<Chain<'r>, (Reason, String)> {
+fn judge_chain<'r>(certs: &'r [Cert], roots: &[&'r Root]) -> Result<Chain<'r>, (Reason, String)> {
     let invalid = |what: String| Err((Reason::ChainInvalid, what));
-    let count = certs.len();
-    let Ok([leaf, ca, top]) = <[Cert; 3]>::try_from(certs) else {
-        return invalid(format!("{count} certificates"));
+    let [leaf, ca, top] = certs else {
+        return invalid(format!("{} certificates", certs.len()));
     };
-    for (cert, names) in [(&leaf, &[PCK][..]), (&ca, &PCK_CAS)] {
+    for (cert, names) in [(leaf, &[PCK][..]), (ca, &PCK_CAS)] {
         if !names.contains(&cert.subject_cn.as_str()) {
             return invalid(format!(
                 "`{}` where {} belongs",
@@ -197,11 +194,11 @@ fn judge_chain<'r>(certs: Vec<Cert>, roots: &[&'r Root]) -> Result<Chain<'r>, (R
         let what = format!(
             "`{}`, SHA-256 {}, which isn't trusted",
             top.subject_cn,
-            hex::encode(Sha256::digest(&top.der))
+            show::hex(Sha256::digest(&top.der))
         );
         return Err((reason, what));
     };
-    for (cert, issuer) in [(&leaf, &ca), (&ca, &root.cert)] {
+    for (cert, issuer) in [(leaf, ca), (ca, &root.cert)] {
         if cert.issuer != issuer.subject || !cert.signed.is_signed_by(&issuer.key) {
             return invalid(format!(
                 "`{}`, which `{}` didn't sign",
@@ -246,8 +243,8 @@ fn signatures(quote: &Quote<'_>, chain: Option<&Chain<'_>>) -> [Check; 3] {
         "authenticate.qe-binding",
         binds,
         Reason::QeBindingInvalid,
-        format!("{} and zeros", hex::encode(digest)),
-        hex::encode(report_data),
+        format!("{} and zeros", show::hex(digest)),
+        show::hex(report_data),
     );
     let mut point = [4; 65];
     point[1..].copy_from_slice(&quote.attestation_key);
@@ -331,14 +328,14 @@ impl<'a> Signers<'a> {
         };
         let wanted = format!(
             "TDX, FMSPC {}, PCE {}",
-            hex::encode(platform.fmspc),
-            hex::encode(platform.pce_id)
+            show::hex(platform.fmspc),
+            show::hex(platform.pce_id)
         );
         if documents.is_empty() {
             let why = format!(
                 "no TCB info for this platform ({wanted}); Intel's service has it as \
                  tdx/certification/v4/tcb?fmspc={}",
-                hex::encode(platform.fmspc)
+                show::hex(platform.fmspc)
             );
             checks.push(Check::missing(ID, Reason::CollateralMissing, why));
             return (None, None);
@@ -438,7 +435,7 @@ impl TcbInfoDocument {
         Ok(format!(
             "{id} version {}, FMSPC {}",
             head.version,
-            hex::encode(head.fmspc.0)
+            show::hex(head.fmspc.0)
         ))
     }
 }
@@ -480,12 +477,12 @@ fn window_check(id: &'static str, window: Window, at: u64) -> Check {
     } else {
         Reason::CollateralExpired
     };
-    let found = format!("{}..{}", show_time(window.from), show_time(window.to));
+    let found = format!("{}..{}", show::time(window.from), show::time(window.to));
     Check::of(
         id,
         window.contains(at),
         reason,
-        format!("valid at {}", show_time(at)),
+        format!("valid at {}", show::time(at)),
         found,
     )
 }
@@ -501,7 +498,7 @@ fn pck_revocation(chain: &Chain<'_>, crls: &[&Crl], at: u64) -> Check {
         );
         return Check::of(REVOCATION, false, Reason::CollateralMismatch, expected, found);
     }
-    revocation(&[&chain.leaf], Reason::PckRevoked, &chain.ca, crls, at)
+    revocation(&[chain.leaf], Reason::PckRevoked, chain.ca, crls, at)
 }
 
 /// Looks the CA and the collateral's issuers up in the root's CRL.
@@ -540,13 +537,13 @@ fn revocation(certs: &[&Cert], revoked: Reason, issuer: &Cert, crls: &[&Crl], at
         let found = format!(
             "`{}` serial 0x{} is revoked",
             cert.subject_cn,
-            hex::encode(&cert.serial)
+            show::hex(&cert.serial)
         );
         return Check::of(REVOCATION, false, revoked, "not revoked", found);
     }
     let window = |crl: &Crl| {
-        let next = crl.next_update.map_or("no end".to_owned(), show_time);
-        format!("`{}` {}..{next}", crl.issuer_cn, show_time(crl.this_update))
+        let next = crl.next_update.map_or("no end".to_owned(), show::time);
+        format!("`{}` {}..{next}", crl.issuer_cn, show::time(crl.this_update))
     };
     let begun = |crl: &&&Crl| crl.this_update <= at;
     // RFC 5280 calls nextUpdate the time by which the next list is issued: this one is good before it.
@@ -554,7 +551,7 @@ fn revocation(certs: &[&Cert], revoked: Reason, issuer: &Cert, crls: &[&Crl], at
     if let Some(crl) = own.iter().find(fresh) {
         let serials: Vec<String> = certs
             .iter()
-            .map(|cert| format!("0x{}", hex::encode(&cert.serial)))
+            .map(|cert| format!("0x{}", show::hex(&cert.serial)))
             .collect();
         return Check::passed(
             REVOCATION,
@@ -566,6 +563,6 @@ fn revocation(certs: &[&Cert], revoked: Reason, issuer: &Cert, crls: &[&Crl], at
         None => Reason::CollateralNotYetValid,
     };
     let windows: Vec<String> = own.iter().take(4).map(|crl| window(crl)).collect();
-    let expected = format!("a CRL of `{name}` that is valid at {}", show_time(at));
+    let expected = format!("a CRL of `{name}` that is valid at {}", show::time(at));
     Check::of(REVOCATION, false, reason, expected, windows.join(", "))
 }

@@ -27,6 +27,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha384};
 
 pub(crate) use collateral::Collateral;
+#[cfg(feature = "sim")]
+pub(crate) use pck::forget;
 pub use policy::TdxPolicy;
 pub(crate) use policy::TdxPolicyFile;
 pub(crate) use quote::recognise;
@@ -35,7 +37,8 @@ pub use tcb::TcbStatus;
 pub(crate) use wanted::{answered_qe_identity, answered_tcb_info, platform};
 
 use crate::result::{Appraisal, Check, Trust};
-use crate::x509::{Cert, show_time};
+use crate::show;
+use crate::x509::Cert;
 use crate::{Endorsements, GuestKeys, Policy, Roots};
 use pck::Platform;
 use quote::Quote;
@@ -95,7 +98,7 @@ pub(crate) fn verify(
             claims["tcb"] = json!({
                 "status": tcb.level.status,
                 "advisories": tcb.level.advisories,
-                "date": tcb.level.date.map(show_time),
+                "date": tcb.level.date.map(show::time),
                 "evaluation_data_number": tcb.evaluation_number,
             });
         }

@@ -2,6 +2,8 @@
 //!
 //! Format: Intel, "SGX PCK Certificate and Certificate Revocation List Profile Specification", section 1.3.5.
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use der::asn1::{AnyRef, ObjectIdentifier, OctetStringRef};
@@ -9,7 +11,9 @@ use der::{Decode, Reader, SliceReader, Tagged};
 use serde_json::{Value, json};
 
 use super::tcb::PlatformSvn;
+use crate::memory::Memory;
 use crate::result::Reason;
+use crate::show;
 use crate::x509::Cert;
 
 const SGX: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113741.1.13.1");
@@ -161,10 +165,10 @@ impl Platform {
 
     pub(crate) fn claims(&self) -> Value {
         json!({
-            "ppid": hex::encode(self.ppid),
-            "fmspc": hex::encode(self.fmspc),
-            "pce_id": hex::encode(self.pce_id),
-            "cpu_svn": hex::encode(self.svn.components),
+            "ppid": show::hex(self.ppid),
+            "fmspc": show::hex(self.fmspc),
+            "pce_id": show::hex(self.pce_id),
+            "cpu_svn": show::hex(self.svn.components),
             "pce_svn": self.svn.pcesvn,
             "sgx_type": match self.sgx_type {
                 0 => json!("standard"),
@@ -172,10 +176,44 @@ impl Platform {
                 2 => json!("scalable-with-integrity"),
                 other => json!(other),
             },
-            "platform_instance": self.instance.map(hex::encode),
+            "platform_instance": self.instance.map(show::hex),
             "dynamic_platform": self.dynamic_platform,
             "cached_keys": self.cached_keys,
             "smt": self.smt,
+        })
+    }
+}
+
+/// A quote's chain, read but not believed.
+pub(super) struct Chain {
+    /// As the quote has them: PCK, CA, root.
+    pub(super) certs: Vec<Cert>,
+    /// What the first certificate says.
+    pub(super) platform: Result<Platform, ExtensionError>,
+}
+
+static READ: Memory<Arc<Chain>> = Memory::new();
+
+/// Forgets the chains that were read.
+#[cfg(feature = "sim")]
+pub(crate) fn forget() {
+    READ.forget();
+}
+
+impl Chain {
+    /// Every quote of a platform brings the same one, so what was read is remembered.
+    pub(super) fn read(bytes: &[u8]) -> Result<Arc<Self>, (Reason, String)> {
+        READ.read(bytes, |bytes| {
+            let ders = chain(bytes).map_err(|what| (Reason::Malformed, what))?;
+            let parse = |der: &Vec<u8>| {
+                Cert::parse(der).map_err(|e| (Reason::Malformed, format!("an unreadable certificate: {e}")))
+            };
+            let certs: Vec<Cert> = ders.iter().map(parse).collect::<Result<_, _>>()?;
+            let platform = match certs.first() {
+                Some(pck) => Platform::of(pck),
+                None => Err(malformed("chain")),
+            };
+            Ok(Arc::new(Self { certs, platform }))
         })
     }
 }

@@ -15,6 +15,7 @@
 use serde_json::{Value, json};
 
 use crate::result::{Check, Reason};
+use crate::show;
 
 /// Intel's quoting enclave, in the header.
 const INTEL_VENDOR: [u8; 16] = [
@@ -198,12 +199,12 @@ impl QeReport<'_> {
 
     fn claims(&self) -> Value {
         json!({
-            "mr_enclave": hex::encode(self.mr_enclave()),
-            "mr_signer": hex::encode(self.mr_signer()),
+            "mr_enclave": show::hex(self.mr_enclave()),
+            "mr_signer": show::hex(self.mr_signer()),
             "isv_prod_id": self.isv_prod_id(),
             "isv_svn": self.isv_svn(),
-            "attributes": hex::encode(self.attributes()),
-            "misc_select": hex::encode(self.misc_select()),
+            "attributes": show::hex(self.attributes()),
+            "misc_select": show::hex(self.misc_select()),
         })
     }
 }
@@ -388,8 +389,8 @@ impl<'a> Quote<'a> {
             "format.vendor",
             vendor == INTEL_VENDOR,
             Reason::Malformed,
-            hex::encode(INTEL_VENDOR),
-            hex::encode(vendor),
+            show::hex(INTEL_VENDOR),
+            show::hex(vendor),
         );
         let mut checks = vec![version_check, algorithm, tee_check, vendor];
         if self.layout.version == 5 {
@@ -593,26 +594,26 @@ impl TdReport<'_> {
             })
             .map(|(_, name)| *name)
             .collect();
-        let [rtmr0, rtmr1, rtmr2, rtmr3] = self.rtmrs().map(hex::encode);
+        let [rtmr0, rtmr1, rtmr2, rtmr3] = self.rtmrs().map(show::hex);
         let mut claims = json!({
-            "tee_tcb_svn": hex::encode(self.tee_tcb_svn()),
-            "mr_seam": hex::encode(self.mr_seam()),
-            "mr_signer_seam": hex::encode(self.mr_signer_seam()),
-            "seam_attributes": hex::encode(self.seam_attributes()),
+            "tee_tcb_svn": show::hex(self.tee_tcb_svn()),
+            "mr_seam": show::hex(self.mr_seam()),
+            "mr_signer_seam": show::hex(self.mr_signer_seam()),
+            "seam_attributes": show::hex(self.seam_attributes()),
             "td_attributes": { "value": format!("{:#x}", self.attributes()), "bits": names },
             "xfam": format!("{:#x}", self.xfam()),
-            "mr_td": hex::encode(self.mr_td()),
-            "mr_config_id": hex::encode(self.mr_config_id()),
-            "mr_owner": hex::encode(self.mr_owner()),
-            "mr_owner_config": hex::encode(self.mr_owner_config()),
+            "mr_td": show::hex(self.mr_td()),
+            "mr_config_id": show::hex(self.mr_config_id()),
+            "mr_owner": show::hex(self.mr_owner()),
+            "mr_owner_config": show::hex(self.mr_owner_config()),
             "rtmr0": rtmr0,
             "rtmr1": rtmr1,
             "rtmr2": rtmr2,
             "rtmr3": rtmr3,
-            "report_data": hex::encode(self.report_data()),
-            "measurement": hex::encode(super::measurement(self.mr_td(), self.rtmrs())),
-            "tee_tcb_svn2": self.tee_tcb_svn2().map(hex::encode),
-            "mr_service_td": self.mr_service_td().map(hex::encode),
+            "report_data": show::hex(self.report_data()),
+            "measurement": show::hex(super::measurement(self.mr_td(), self.rtmrs())),
+            "tee_tcb_svn2": self.tee_tcb_svn2().map(show::hex),
+            "mr_service_td": self.mr_service_td().map(show::hex),
         });
         if self.kind == BodyKind::Td15Ex {
             claims["vm_id"] = json!(self.bytes[648]);
@@ -627,7 +628,7 @@ impl TdReport<'_> {
                 ("current_service_td_hash", 829, 48),
                 ("current_service_td_attributes", 877, 8),
             ] {
-                claims[name] = json!(hex::encode(&self.bytes[at..at + len]));
+                claims[name] = json!(show::hex(&self.bytes[at..at + len]));
             }
         }
         claims

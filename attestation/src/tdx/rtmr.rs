@@ -2,6 +2,7 @@
 
 use crate::eventlog::{EventLog, HashAlg};
 use crate::result::{Check, Reason};
+use crate::show;
 
 const ID: &str = "appraise.event-log";
 
@@ -38,7 +39,7 @@ fn one(log: &[u8], rtmrs: [[u8; 48]; 4]) -> Check {
     for (register, quoted) in (1..).zip(rtmrs) {
         match replayed.get(&register) {
             Some(value) if *value == quoted => {}
-            Some(value) => differing.push(format!("rtmr{} {}", register - 1, hex::encode(value))),
+            Some(value) => differing.push(format!("rtmr{} {}", register - 1, show::hex(value))),
             None if quoted == [0; 48] => {}
             None => unexplained.push(format!("rtmr{}", register - 1)),
         }

@@ -9,6 +9,7 @@ use serde::de::{Error as _, Unexpected};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::result::Reason;
+use crate::show;
 
 /// A TCB level's status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -355,14 +356,14 @@ impl TcbInfo {
             ),
         };
         if signer != expected_signer.0 {
-            return Err(format!("{name} has MRSIGNERSEAM {}", hex::encode(signer)));
+            return Err(format!("{name} has MRSIGNERSEAM {}", show::hex(signer)));
         }
         let bits = |bytes: [u8; 8]| u64::from_le_bytes(bytes);
         // Bits outside of the mask have no meaning yet, so none may be set.
         if bits(attributes) & bits(mask.0) != bits(expected.0) & bits(mask.0)
             || bits(attributes) & !bits(mask.0) != 0
         {
-            return Err(format!("{name} has SEAMATTRIBUTES {}", hex::encode(attributes)));
+            return Err(format!("{name} has SEAMATTRIBUTES {}", show::hex(attributes)));
         }
         Ok(format!("{name} with SVN {}, signed by Intel", svn[0]))
     }
@@ -385,9 +386,9 @@ impl TcbInfo {
         let level = level.ok_or_else(|| {
             format!(
                 "no level for SVNs {} and PCE {}, TDX {}",
-                hex::encode(platform.components),
+                show::hex(platform.components),
                 platform.pcesvn,
-                hex::encode(svn)
+                show::hex(svn)
             )
         })?;
         let platform_level = Level {
@@ -463,7 +464,7 @@ impl QeIdentity {
         };
         fault(
             report.mr_signer() == self.mrsigner.0,
-            format!("MRSIGNER {}", hex::encode(report.mr_signer())),
+            format!("MRSIGNER {}", show::hex(report.mr_signer())),
         );
         fault(
             report.isv_prod_id() == self.isvprodid,
@@ -472,11 +473,11 @@ impl QeIdentity {
         let (misc, attributes) = (report.misc_select(), report.attributes());
         fault(
             masked(misc, &self.miscselect_mask.0) == masked(self.miscselect.0, &self.miscselect_mask.0),
-            format!("MISCSELECT {}", hex::encode(misc)),
+            format!("MISCSELECT {}", show::hex(misc)),
         );
         fault(
             masked(attributes, &self.attributes_mask.0) == masked(self.attributes.0, &self.attributes_mask.0),
-            format!("ATTRIBUTES {}", hex::encode(attributes)),
+            format!("ATTRIBUTES {}", show::hex(attributes)),
         );
         fault(!report.is_debug(), "a debuggable enclave".to_owned());
         faults

@@ -21,7 +21,8 @@ use super::policy::{AkPin, TpmPolicy};
 use super::signature::Signature;
 use crate::result::{Check, Outcome, Reason, Trust};
 use crate::roots::{Root, RootKind};
-use crate::x509::{Cert, Crl, Path, PublicKey, dates, find_path, show_time};
+use crate::show;
+use crate::x509::{Cert, Crl, Path, PublicKey, dates, find_path};
 use crate::{Endorsements, Roots};
 
 const EXTENDED_KEY_USAGE_OID: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.37");
@@ -329,7 +330,7 @@ fn revocation(path: &Path<'_>, endorsements: &Endorsements, at: u64) -> Check {
         unknown = unknown.or_else(|| {
             Some(match (genuine.first(), of_issuer.count()) {
                 (Some(crl), _) => {
-                    let from = show_time(crl.this_update);
+                    let from = show::time(crl.this_update);
                     Check::unusable(
                         ID,
                         Reason::CrlStale,

@@ -9,7 +9,6 @@
 //!
 //! A signature is checked over the bytes that came, never over a re-encoding.
 
-mod memory;
 mod path;
 mod signature;
 
@@ -22,8 +21,8 @@ use x509_cert::ext::pkix::{BasicConstraints, KeyUsage};
 use x509_cert::name::Name;
 use x509_cert::{Certificate, Version};
 
-#[cfg(feature = "sim")]
-pub(crate) use memory::forget;
+use crate::memory::Memory;
+
 pub(crate) use path::{Path, dates, find_path};
 pub(crate) use signature::{PublicKey, Signed, ecdsa_fixed};
 
@@ -62,14 +61,18 @@ pub(crate) struct Cert {
     extensions: Vec<(ObjectIdentifier, Vec<u8>)>,
 }
 
+/// Certificates that were read.
+static READ: Memory<Cert> = Memory::new();
+
+/// Forgets the certificates that were read.
+#[cfg(feature = "sim")]
+pub(crate) fn forget() {
+    READ.forget();
+}
+
 impl Cert {
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, CertError> {
-        if let Some(cert) = memory::recall(bytes) {
-            return Ok(cert);
-        }
-        let cert = Self::read(bytes)?;
-        memory::remember(&cert);
-        Ok(cert)
+        READ.read(bytes, Self::read)
     }
 
     fn read(bytes: &[u8]) -> Result<Self, CertError> {
@@ -179,12 +182,6 @@ impl PartialEq for Crl {
 }
 
 impl Eq for Crl {}
-
-/// Unix seconds as `2026-08-19T14:09:01Z`, for people; as a number where the calendar ends (year 9999).
-pub(crate) fn show_time(seconds: u64) -> String {
-    let time = der::DateTime::from_unix_duration(std::time::Duration::from_secs(seconds));
-    time.map_or_else(|_| seconds.to_string(), |time| time.to_string())
-}
 
 /// Whether bytes are one certificate in DER and nothing else.
 pub(crate) fn check_certificate(der: &[u8]) -> Result<(), CertError> {

@@ -1,9 +1,10 @@
 //! The way from a certificate up to a trust anchor (RFC 5280, section 6, without names and policies, which the makers
 //! here don't use).
 
-use super::{Cert, show_time};
+use super::Cert;
 use crate::result::{Check, Reason, Trust};
 use crate::roots::Root;
+use crate::show;
 
 /// The longest chain, root included: NVIDIA's have five certificates.
 const PATH_LEN_MAX: usize = 8;
@@ -123,7 +124,7 @@ fn issued(issuer: &Cert, cert: &Cert) -> bool {
 /// Whether every certificate is valid at `at`, Unix seconds; a line of the result.
 pub(crate) fn dates(id: &'static str, chain: &[&Cert], at: u64) -> Check {
     let show = |cert: &Cert| {
-        let (from, to) = (show_time(cert.not_before), show_time(cert.not_after));
+        let (from, to) = (show::time(cert.not_before), show::time(cert.not_after));
         format!("{} {from}..{to}", shown(&cert.subject_cn))
     };
     let early = chain.iter().find(|cert| at < cert.not_before);
@@ -137,7 +138,7 @@ pub(crate) fn dates(id: &'static str, chain: &[&Cert], at: u64) -> Check {
         }
     };
     let holds = early.is_none() && late.is_none();
-    Check::of(id, holds, reason, format!("valid at {}", show_time(at)), found)
+    Check::of(id, holds, reason, format!("valid at {}", show::time(at)), found)
 }
 
 fn shown(name: &str) -> String {
