@@ -19,9 +19,11 @@
 //! | `extend(ExtendArgs)`, `cancel(ContractId)` | update | the contract's developer |
 //! | `vm_gone(VmGoneArgs)`, `released(ContractId)`, `heartbeat(HeartbeatArgs)` | update | the contract's host |
 //! | `settle(ContractId)` | update | anyone: pushes an overdue step, pays what has accrued |
+//! | `check_in()` | update | a provider: takes part in the reward block that runs |
+//! | `penalise(PenaliseArgs)` | update | a side of the contract |
 //! | `contract(ContractId)` → `Contract`, `evidence(ContractId)` → `EvidenceRecord` | query | anyone |
 //! | `host_contracts(principal)` → every contract of that host that is not yet `released` | query | the host |
-//! | `account_contracts(principal)`, `reputation(principal)`, `offerings()`, `invariants()` | query | anyone |
+//! | `account_contracts(principal)`, `reputation(principal)`, `rewards()`, `offerings()`, `invariants()` | query | anyone |
 //!
 //! Every update answers `Result<T, LedgerError>` (Candid `variant { Ok; Err }`), and so do the queries that can miss:
 //!
@@ -30,9 +32,10 @@
 //! | `()` | `register_*`, `withdraw_offering`, `accept`, `refuse`, `vm_gone`, `released`, `heartbeat` |
 //! | `OfferingId`, `ContractId`, `Digest32`, `Confirmation` | `publish_offering`, `rent`, `contract_nonce`, `submit_evidence` |
 //! | `Contract` (as it is now) | `extend`, `cancel`, `settle` |
+//! | `CheckIn`, `Penalty` | `check_in`, `penalise` |
 //! | `Vec<Match>`, `Vec<WhyNot>`, `Contract`, `EvidenceRecord` | queries `match_offerings`, `why_not`, `contract`, `evidence` |
 //!
-//! The other queries answer plainly: `LedgerInfo`, `Vec<Contract>`, `Reputation`, `Vec<Offering>`, `Invariants`.
+//! The other queries answer plainly: `LedgerInfo`, `Vec<Contract>`, `Reputation`, `Rewards`, `Vec<Offering>`, `Invariants`.
 //! Enum variants are renamed one by one: `candid`'s derive doesn't know serde's `rename_all`, and a type that names its
 //! variants otherwise than its decoder can't be read back.
 //! Beside the standard interface a node offers `GET /dc/v1/wait?after=HEIGHT&timeout_ms=N`: it answers
@@ -43,6 +46,7 @@ mod contract;
 mod error;
 mod market;
 mod registry;
+mod reward;
 
 pub use books::{Invariants, LedgerInfo, Reputation, ReputationChange};
 pub use contract::{
@@ -55,6 +59,7 @@ pub use market::{
     WhyNot,
 };
 pub use registry::{HeartbeatArgs, HostDelegation, HostStatement, ProviderProfile};
+pub use reward::{CheckIn, Payout, PenaliseArgs, Penalty, Rewards, Ticked};
 
 pub use crate::bytes::{Bytes, BytesError};
 

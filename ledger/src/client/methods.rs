@@ -6,9 +6,10 @@ use icrc_ledger_types::icrc1::transfer::{TransferArg, TransferError};
 
 use super::{Arguments::One, Client, ClientError, NOTHING};
 use crate::api::{
-    Amount, Confirmation, Contract, ContractId, Digest32, EvidenceRecord, ExtendArgs, HeartbeatArgs,
-    HostDelegation, Invariants, LedgerInfo, Match, Offering, OfferingId, OfferingSpec, ProviderProfile,
-    RefuseArgs, RentArgs, Reputation, Request, SubmitEvidenceArgs, VmGoneArgs, WhyNot,
+    Amount, CheckIn, Confirmation, Contract, ContractId, Digest32, EvidenceRecord, ExtendArgs, HeartbeatArgs,
+    HostDelegation, Invariants, LedgerInfo, Match, Offering, OfferingId, OfferingSpec, PenaliseArgs, Penalty,
+    ProviderProfile, RefuseArgs, RentArgs, Reputation, Request, Rewards, SubmitEvidenceArgs, VmGoneArgs,
+    WhyNot,
 };
 
 /// What anyone may read.
@@ -68,6 +69,11 @@ impl Client {
         self.query("reputation", One(account)).await
     }
 
+    /// The reward block that runs now.
+    pub async fn rewards(&self) -> Result<Rewards, ClientError> {
+        self.query("rewards", NOTHING).await
+    }
+
     /// All offerings.
     pub async fn offerings(&self) -> Result<Vec<Offering>, ClientError> {
         self.query("offerings", NOTHING).await
@@ -116,6 +122,16 @@ impl Client {
     /// Pushes an overdue step and pays what has accrued.
     pub async fn settle(&self, id: ContractId) -> Result<Contract, ClientError> {
         self.update_result("settle", One(id)).await
+    }
+
+    /// Takes part in the reward block that runs: providers.
+    pub async fn check_in(&self) -> Result<CheckIn, ClientError> {
+        self.update_result("check_in", NOTHING).await
+    }
+
+    /// Spends reputation to lower that of a contract's other side.
+    pub async fn penalise(&self, arguments: PenaliseArgs) -> Result<Penalty, ClientError> {
+        self.update_result("penalise", One(arguments)).await
     }
 }
 

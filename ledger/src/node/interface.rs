@@ -8,9 +8,10 @@ use icrc_ledger_types::icrc1::account::Account;
 use icrc_ledger_types::icrc1::transfer::{TransferArg, TransferError};
 
 use crate::api::{
-    Confirmation, Contract, ContractId, Digest32, EvidenceRecord, ExtendArgs, HeartbeatArgs, HostDelegation,
-    Invariants, LedgerError, LedgerInfo, Match, Offering, OfferingId, OfferingSpec, ProviderProfile,
-    RefuseArgs, RentArgs, Reputation, Request, SubmitEvidenceArgs, VmGoneArgs, WhyNot,
+    CheckIn, Confirmation, Contract, ContractId, Digest32, EvidenceRecord, ExtendArgs, HeartbeatArgs,
+    HostDelegation, Invariants, LedgerError, LedgerInfo, Match, Offering, OfferingId, OfferingSpec,
+    PenaliseArgs, Penalty, ProviderProfile, RefuseArgs, RentArgs, Reputation, Request, Rewards,
+    SubmitEvidenceArgs, VmGoneArgs, WhyNot,
 };
 
 /// An entry of `icrc1_supported_standards`.
@@ -89,6 +90,7 @@ pub fn interface() -> String {
     s.query::<Principal, Vec<Contract>>("host_contracts");
     s.query::<Principal, Vec<Contract>>("account_contracts");
     s.query::<Principal, Reputation>("reputation");
+    s.read::<Rewards>("rewards");
 
     s.update::<ProviderProfile, ()>("register_provider");
     let ret = s.types.add::<Result<(), LedgerError>>();
@@ -107,6 +109,9 @@ pub fn interface() -> String {
     s.update::<ContractId, ()>("released");
     s.update::<HeartbeatArgs, ()>("heartbeat");
     s.update::<ContractId, Contract>("settle");
+    let ret = s.types.add::<Result<CheckIn, LedgerError>>();
+    s.add("check_in", vec![], vec![], ret);
+    s.update::<PenaliseArgs, Penalty>("penalise");
 
     s.methods.sort_by(|a, b| a.0.cmp(&b.0));
     let service = TypeInner::Service(s.methods).into();
@@ -143,6 +148,6 @@ mod tests {
             };
             assert_eq!(method_kind(name), Some(kind), "{method}");
         }
-        assert_eq!(starts.len(), 36, "{service}");
+        assert_eq!(starts.len(), 39, "{service}");
     }
 }

@@ -19,6 +19,13 @@ impl State {
                 self.supply()
             ));
         }
+        let rewards = super::rewards::rewards_of(0, self.counters.rewarded);
+        if self.counters.minted.checked_add(self.counters.carried) != Some(rewards) {
+            violations.push(format!(
+                "{} minted and {} carried over are not the {rewards} of {} reward blocks",
+                self.counters.minted, self.counters.carried, self.counters.rewarded
+            ));
+        }
         for record in self.contracts.values() {
             self.check_contract(record, &mut violations);
         }

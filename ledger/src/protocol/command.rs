@@ -7,8 +7,9 @@ use serde::Deserialize;
 
 use super::block::ARGUMENT_MAX;
 use crate::api::{
-    Confirmation, Contract, ContractId, Digest32, ExtendArgs, HeartbeatArgs, HostDelegation, LedgerError,
-    OfferingId, OfferingSpec, ProviderProfile, RefuseArgs, RentArgs, SubmitEvidenceArgs, VmGoneArgs,
+    CheckIn, Confirmation, Contract, ContractId, Digest32, ExtendArgs, HeartbeatArgs, HostDelegation,
+    LedgerError, OfferingId, OfferingSpec, PenaliseArgs, Penalty, ProviderProfile, RefuseArgs, RentArgs,
+    SubmitEvidenceArgs, Ticked, VmGoneArgs,
 };
 
 /// The method name of `Command::Tick` in blocks; no caller can say it.
@@ -53,13 +54,17 @@ pub enum Command {
     Heartbeat(HeartbeatArgs),
     /// `settle`.
     Settle(ContractId),
+    /// `check_in`.
+    CheckIn,
+    /// `penalise`.
+    Penalise(PenaliseArgs),
 }
 
 /// The answer to a command; each method has one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
-    /// `tick`: what ended.
-    Ended(Vec<ContractId>),
+    /// `tick`.
+    Ticked(Ticked),
     /// `icrc1_transfer`: index of the block, or the standard's error.
     Transfer(Result<Nat, TransferError>),
     /// Done; nothing to tell.
@@ -74,6 +79,10 @@ pub enum Reply {
     Confirmed(Confirmation),
     /// `extend`, `cancel`, `settle`: the contract as it is now.
     Now(Box<Contract>),
+    /// `check_in`.
+    CheckedIn(CheckIn),
+    /// `penalise`.
+    Penalised(Penalty),
 }
 
 /// Whether a method changes the ledger.
@@ -124,6 +133,7 @@ const QUERIES: &[&str] = &[
     "host_contracts",
     "account_contracts",
     "reputation",
+    "rewards",
     "offerings",
     "invariants",
 ];
@@ -146,6 +156,8 @@ const UPDATES: &[&str] = &[
     "released",
     "heartbeat",
     "settle",
+    "check_in",
+    "penalise",
 ];
 
 /// What the method is; `None`: there is none of that name.
@@ -202,6 +214,10 @@ pub(crate) fn encode<T: CandidType>(value: &T) -> Vec<u8> {
     candid::encode_one(value).unwrap_or_default()
 }
 
+fn encode_nothing() -> Vec<u8> {
+    candid::encode_args(()).unwrap_or_default()
+}
+
 impl Command {
     /// The command that a call of `method` means.
     pub fn decode(method: &str, argument: &[u8]) -> Result<Self, Reject> {
@@ -223,6 +239,8 @@ impl Command {
             "released" => Self::Released(decode(method, argument)?),
             "heartbeat" => Self::Heartbeat(decode(method, argument)?),
             "settle" => Self::Settle(decode(method, argument)?),
+            "check_in" => nothing(method, argument).map(|()| Self::CheckIn)?,
+            "penalise" => Self::Penalise(decode(method, argument)?),
             _ => {
                 return Err(Reject::UnknownMethod {
                     method: method.to_owned(),
@@ -238,7 +256,7 @@ impl Command {
             Self::Tick => (TICK, Vec::new()),
             Self::Transfer(a) => ("icrc1_transfer", encode(a)),
             Self::RegisterProvider(a) => ("register_provider", encode(a)),
-            Self::RegisterDeveloper => ("register_developer", candid::encode_args(()).unwrap_or_default()),
+            Self::RegisterDeveloper => ("register_developer", encode_nothing()),
             Self::RegisterHost(a) => ("register_host", encode(a)),
             Self::PublishOffering(a) => ("publish_offering", encode(a)),
             Self::WithdrawOffering(a) => ("withdraw_offering", encode(a)),
@@ -253,6 +271,8 @@ impl Command {
             Self::Released(a) => ("released", encode(a)),
             Self::Heartbeat(a) => ("heartbeat", encode(a)),
             Self::Settle(a) => ("settle", encode(a)),
+            Self::CheckIn => ("check_in", encode_nothing()),
+            Self::Penalise(a) => ("penalise", encode(a)),
         }
     }
 }
@@ -267,12 +287,14 @@ pub fn encode_reply(result: &Result<Reply, LedgerError>) -> Vec<u8> {
         Err(error) => encode(&Err::<(), &LedgerError>(error)),
         Ok(Reply::Transfer(result)) => encode(result),
         Ok(Reply::Done) => ok(()),
-        Ok(Reply::Ended(ids)) => ok(ids),
+        Ok(Reply::Ticked(ticked)) => ok(ticked),
         Ok(Reply::Offering(id)) => ok(id),
         Ok(Reply::Contract(id)) => ok(id),
         Ok(Reply::Nonce(nonce)) => ok(nonce),
         Ok(Reply::Confirmed(confirmation)) => ok(confirmation),
         Ok(Reply::Now(contract)) => ok(contract.as_ref()),
+        Ok(Reply::CheckedIn(check_in)) => ok(check_in),
+        Ok(Reply::Penalised(penalty)) => ok(penalty),
     }
 }
 

@@ -230,6 +230,7 @@ impl Txn<'_> {
             refused: 0,
             extensions: Default::default(),
             reputation: 0,
+            penalties: Default::default(),
         };
         self.fund(&mut record, total)?;
         self.contracts.put(id, record);

@@ -62,6 +62,10 @@ pub struct Parameters {
     pub reputation_bps: u32,
     /// The most reputation that one contract gives to one side, base units.
     pub reputation_cap: u64,
+    /// What a penalty takes from the other side, basis points of what is spent on it: 20000 [3.1, 5.2].
+    pub penalty_bps: u32,
+    /// What taking part in a block's reward costs, basis points of the reward: 100 [5.4].
+    pub check_in_bps: u32,
     /// The longest period that can be paid ahead, seconds.
     pub period_max_s: u64,
 }
@@ -116,6 +120,8 @@ impl Genesis {
                 developer_registration_fee: 0,
                 reputation_bps: 100,
                 reputation_cap: 10 * DCT,
+                penalty_bps: 20_000,
+                check_in_bps: 100,
                 period_max_s: 366 * 86_400,
             },
             balances: Vec::new(),
@@ -169,10 +175,17 @@ impl Genesis {
             ("parameters.fee_bps", p.fee_bps),
             ("parameters.dao_bps", p.dao_bps),
             ("parameters.reputation_bps", p.reputation_bps),
+            ("parameters.check_in_bps", p.check_in_bps),
         ] {
             if bps > 10_000 {
                 return wrong(field, "basis points: at most 10000");
             }
+        }
+        if !(10_000..=100_000).contains(&p.penalty_bps) {
+            return wrong(
+                "parameters.penalty_bps",
+                "from 10000, as much as was spent, to 100000, ten times that",
+            );
         }
         for (field, seconds) in [
             ("parameters.accept_timeout_s", p.accept_timeout_s),

@@ -27,14 +27,16 @@
 //! | `offering` | offerings, prices, matching, why not |
 //! | `contract` | rent → accept → evidence → active → end |
 //! | `evidence` | the door to the verifier |
-//! | `settlement` | escrow, accrual, fee, reputation, refunds |
+//! | `settlement` | escrow, accrual, fee, refunds |
+//! | `reputation` | earning and spending it |
+//! | `rewards` | minting: block rewards, check-ins |
 //! | `books` | invariants |
 //! | `query`, `text` | answers; checks of texts from outside |
 //!
 //! Always true after every block: supply = Σ balances; per contract funded = held + released + refunded and its escrow
 //! account holds exactly `held`; every contract that hasn't ended has a deadline.
 //!
-//! Not here: block rewards, ICRC-2/3, spending reputation, governance, TDX, host quotes (the ledger issue).
+//! Not here: ICRC-2/3, governance, TDX, host quotes (the ledger issue).
 
 pub mod block;
 mod books;
@@ -45,6 +47,8 @@ pub mod genesis;
 mod offering;
 mod query;
 mod registry;
+mod reputation;
+mod rewards;
 mod settlement;
 mod state;
 #[cfg(test)]
@@ -91,6 +95,8 @@ impl txn::Txn<'_> {
             Command::Settle(id) => self
                 .settle(caller, id)
                 .map(|contract| Reply::Now(Box::new(contract))),
+            Command::CheckIn => self.check_in(caller).map(Reply::CheckedIn),
+            Command::Penalise(args) => self.penalise(caller, args).map(Reply::Penalised),
         }
     }
 }

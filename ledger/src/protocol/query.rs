@@ -132,6 +132,7 @@ impl State {
             "host_contracts" => encode(&self.host_contracts(caller, &decode(method, argument)?)),
             "account_contracts" => encode(&self.account_contracts(caller, &decode(method, argument)?)),
             "reputation" => encode(&self.reputation(&decode(method, argument)?)),
+            "rewards" => encode(&self.rewards(caller, now)),
             "offerings" => encode(&self.offerings()),
             "invariants" => encode(&self.invariants()),
             _ => {

@@ -5,18 +5,13 @@
 //! and what was paid out before; so it doesn't matter how often anybody settles, and nothing drifts. Of the total, 2 %
 //! (`fee_bps`) is withheld from the provider's payout [5.2], rounded down; of that, the DAO's part, rounded down; the
 //! rest of the fee goes to the fees wallet. At the end what is left in escrow goes back to the developer.
-//!
-//! Reputation: 1 % of what was paid out, in base units, to both sides [5.2], at most `reputation_cap` by one contract
-//! however often it is settled or extended; nobody gains any by paying themselves.
 
 use icrc_ledger_types::icrc1::account::Account;
 
 use super::offering::price_of;
 use super::state::Record;
 use super::txn::{Txn, account, overflow};
-use crate::api::{
-    Amount, Contract, ContractId, ContractState, EndReason, LedgerError, Reputation, ReputationChange, TimeNs,
-};
+use crate::api::{Amount, Contract, ContractId, ContractState, EndReason, LedgerError, TimeNs};
 
 pub(super) const SECOND: TimeNs = 1_000_000_000;
 
@@ -97,7 +92,7 @@ impl Txn<'_> {
         self.pay(escrow, account(contract.provider), to_provider)?;
         self.pay(escrow, account(self.state.genesis.dao_wallet), to_dao)?;
         self.pay(escrow, account(self.state.genesis.fees_wallet), to_fees)?;
-        self.reward(record)
+        self.gain_reputation(record)
     }
 
     /// Ends a contract at `at`: pays what has accrued until then, gives the rest back.
@@ -144,57 +139,6 @@ impl Txn<'_> {
         }
         record.contract.deadline = None;
         self.contracts.put(id, record);
-    }
-
-    /// Gives both sides the reputation that the contract's payouts so far are worth.
-    fn reward(&mut self, record: &mut Record) -> Result<(), LedgerError> {
-        let contract = &record.contract;
-        let parameters = &self.state.genesis.parameters;
-        let worth =
-            basis_points(contract.escrow.released, parameters.reputation_bps).min(parameters.reputation_cap);
-        let Some(delta) = worth.checked_sub(record.reputation).filter(|delta| *delta > 0) else {
-            return Ok(());
-        };
-        if contract.developer == contract.provider {
-            return Ok(());
-        }
-        record.reputation = worth;
-        for who in [contract.developer, contract.provider] {
-            let mut reputation = self.reputations.get(&who).cloned().unwrap_or(Reputation {
-                score: 0,
-                history: Vec::new(),
-            });
-            reputation.score = reputation
-                .score
-                .checked_add(delta)
-                .ok_or_else(|| overflow("reputation"))?;
-            let delta = i64::try_from(delta).map_err(|_| overflow("reputation"))?;
-            match reputation
-                .history
-                .last_mut()
-                .filter(|last| last.contract == Some(contract.id))
-            {
-                // One line for each contract in a row, however often it is settled.
-                Some(last) => {
-                    last.at = self.now;
-                    last.delta = last
-                        .delta
-                        .checked_add(delta)
-                        .ok_or_else(|| overflow("reputation"))?;
-                }
-                None => reputation.history.push(ReputationChange {
-                    at: self.now,
-                    delta,
-                    reason: format!(
-                        "1/{} of a settled payment",
-                        10_000 / parameters.reputation_bps.max(1)
-                    ),
-                    contract: Some(contract.id),
-                }),
-            }
-            self.reputations.put(who, reputation);
-        }
-        Ok(())
     }
 }
 

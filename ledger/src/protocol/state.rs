@@ -12,7 +12,7 @@ use super::genesis::{Genesis, GenesisError};
 use super::txn::{Changes, Txn, account, not_allowed};
 use crate::api::{
     Amount, Contract, ContractId, ContractState, Digest32, EvidenceRecord, LedgerError, OfferingId,
-    OfferingSpec, ProviderProfile, Reputation, TimeNs,
+    OfferingSpec, Penalty, ProviderProfile, Reputation, Ticked, TimeNs,
 };
 
 /// A provider [5.1].
@@ -55,6 +55,16 @@ pub(super) struct Record {
     pub(super) extensions: BTreeMap<u64, u64>,
     /// Reputation that this contract gave to each side.
     pub(super) reputation: u64,
+    /// Penalties by who spent on them and memo.
+    pub(super) penalties: BTreeMap<(Principal, u64), PenaltyRecord>,
+}
+
+/// A penalty, and what it answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct PenaltyRecord {
+    /// Of the arguments.
+    pub(super) digest: Digest32,
+    pub(super) penalty: Penalty,
 }
 
 /// The tables' single numbers.
@@ -62,6 +72,12 @@ pub(super) struct Record {
 pub(super) struct Counters {
     pub(super) supply: Amount,
     pub(super) next_offering: OfferingId,
+    /// Minted as block rewards.
+    pub(super) minted: Amount,
+    /// Reward blocks that were shared or carried over.
+    pub(super) rewarded: u64,
+    /// Of their rewards, what wasn't minted.
+    pub(super) carried: Amount,
 }
 
 /// Where the chain stands.
@@ -104,6 +120,8 @@ pub struct State {
     pub(super) reputations: BTreeMap<Principal, Reputation>,
     /// Transfers that a repetition would be a duplicate of: by their `created_at_time` and content.
     pub(super) transfers: BTreeMap<(TimeNs, Digest32), u64>,
+    /// Weights of who takes part in a reward block that wasn't paid yet, by block: there is never more than one.
+    pub(super) check_ins: BTreeMap<(u64, Principal), u64>,
     pub(super) index: Index,
     blocks: Vec<Block>,
 }
@@ -161,6 +179,9 @@ impl State {
             counters: Counters {
                 supply,
                 next_offering: 1,
+                minted: 0,
+                rewarded: 0,
+                carried: 0,
             },
             balances,
             providers: BTreeMap::new(),
@@ -172,6 +193,7 @@ impl State {
             chips: BTreeMap::new(),
             reputations: BTreeMap::new(),
             transfers: BTreeMap::new(),
+            check_ins: BTreeMap::new(),
             index: Index::default(),
             blocks: Vec::new(),
         })
@@ -209,7 +231,9 @@ impl State {
 
     /// When `tick` next has something to do.
     pub fn next_deadline(&self) -> Option<TimeNs> {
-        self.index.deadlines.first().map(|(deadline, _)| *deadline)
+        let contract = self.index.deadlines.first().map(|(deadline, _)| *deadline);
+        let reward = self.open_reward().map(|(_, end)| end);
+        contract.into_iter().chain(reward).min()
     }
 
     /// Pushes every step that is overdue at `now`, in the order of deadlines, and gives the time that counts. What
@@ -223,14 +247,17 @@ impl State {
             .take_while(|(deadline, _)| *deadline <= now)
             .map(|(_, id)| *id)
             .collect();
-        if !due.is_empty() {
+        let reward = self.open_reward().filter(|(_, end)| *end <= now);
+        if !due.is_empty() || reward.is_some() {
             let mut txn = Txn::new(self, now);
             for id in &due {
                 txn.push_overdue(*id);
             }
+            let payouts = reward.map_or_else(Vec::new, |(block, _)| txn.share_reward(block));
             let changes = txn.finish();
             let ledger = self.ledger;
-            self.commit(ledger, &Command::Tick, now, changes, &Ok(Reply::Ended(due)));
+            let ticked = Ticked { ended: due, payouts };
+            self.commit(ledger, &Command::Tick, now, changes, &Ok(Reply::Ticked(ticked)));
         }
         now
     }
@@ -370,6 +397,7 @@ impl State {
         merge(&mut self.chips, changes.chips);
         merge(&mut self.reputations, changes.reputations);
         merge(&mut self.transfers, changes.transfers);
+        merge(&mut self.check_ins, changes.check_ins);
     }
 
     /// The index computed anew.

@@ -51,6 +51,7 @@ pub(super) struct Changes {
     pub(super) chips: BTreeMap<Digest32, Option<Principal>>,
     pub(super) reputations: BTreeMap<Principal, Option<Reputation>>,
     pub(super) transfers: BTreeMap<(TimeNs, Digest32), Option<u64>>,
+    pub(super) check_ins: BTreeMap<(u64, Principal), Option<u64>>,
     dirty: bool,
 }
 
@@ -78,6 +79,7 @@ pub(super) struct Txn<'a> {
     pub(super) chips: Overlay<'a, Digest32, Principal>,
     pub(super) reputations: Overlay<'a, Principal, Reputation>,
     pub(super) transfers: Overlay<'a, (TimeNs, Digest32), u64>,
+    pub(super) check_ins: Overlay<'a, (u64, Principal), u64>,
 }
 
 impl<'a> Txn<'a> {
@@ -96,6 +98,7 @@ impl<'a> Txn<'a> {
             chips: Overlay::over(&state.chips),
             reputations: Overlay::over(&state.reputations),
             transfers: Overlay::over(&state.transfers),
+            check_ins: Overlay::over(&state.check_ins),
         }
     }
 
@@ -111,7 +114,8 @@ impl<'a> Txn<'a> {
             || !self.memos.writes.is_empty()
             || !self.chips.writes.is_empty()
             || !self.reputations.writes.is_empty()
-            || !self.transfers.writes.is_empty();
+            || !self.transfers.writes.is_empty()
+            || !self.check_ins.writes.is_empty();
         Changes {
             counters: self.counters,
             balances: self.balances.writes,
@@ -124,6 +128,7 @@ impl<'a> Txn<'a> {
             chips: self.chips.writes,
             reputations: self.reputations.writes,
             transfers: self.transfers.writes,
+            check_ins: self.check_ins.writes,
             dirty,
         }
     }
@@ -157,6 +162,18 @@ impl<'a> Txn<'a> {
             .checked_add(amount)
             .ok_or_else(|| overflow("balance"))?;
         self.set_balance(to, sum);
+        Ok(())
+    }
+
+    /// Makes money: block rewards only.
+    pub(super) fn mint(&mut self, to: Account, amount: Amount) -> Result<(), LedgerError> {
+        let add = |sum: Amount, what| sum.checked_add(amount).ok_or_else(|| overflow(what));
+        let supply = add(self.counters.supply, "supply")?;
+        let minted = add(self.counters.minted, "supply")?;
+        let balance = add(self.balance(&to), "balance")?;
+        self.counters.supply = supply;
+        self.counters.minted = minted;
+        self.set_balance(to, balance);
         Ok(())
     }
 

@@ -8,6 +8,8 @@ mod matching;
 mod property;
 mod registry;
 mod rent;
+mod reputation;
+mod rewards;
 mod snp;
 mod token;
 

@@ -44,6 +44,15 @@ enum Step {
     Heartbeat {
         draining: bool,
     },
+    CheckIn {
+        who: u8,
+    },
+    Penalise {
+        who: u8,
+        which: u8,
+        amount: u64,
+        memo: u64,
+    },
 }
 
 fn seconds() -> impl Strategy<Value = u64> {
@@ -61,10 +70,13 @@ fn step() -> impl Strategy<Value = Step> {
         10 => (who.clone(), any::<u8>(), 0..9u8).prop_map(|(who, which, what)| Step::Contract { who, which, what }),
         2 => (who.clone(), any::<u8>(), seconds(), 0..4u64)
             .prop_map(|(who, which, period_s, memo)| Step::Extend { who, which, period_s, memo }),
-        2 => (who, 0..8u8, prop_oneof![0..100_000u64, any::<u64>()], any::<Option<u64>>())
+        2 => (who.clone(), 0..8u8, prop_oneof![0..100_000u64, any::<u64>()], any::<Option<u64>>())
             .prop_map(|(who, to, amount, created)| Step::Transfer { who, to, amount, created }),
         1 => (0..3u64, 1..9u32).prop_map(|(vm_hour, vcpus)| Step::Publish { vm_hour, vcpus }),
         1 => any::<bool>().prop_map(|draining| Step::Heartbeat { draining }),
+        2 => who.clone().prop_map(|who| Step::CheckIn { who }),
+        2 => (who, any::<u8>(), prop_oneof![0..1_000_000u64, any::<u64>()], 0..3u64)
+            .prop_map(|(who, which, amount, memo)| Step::Penalise { who, which, amount, memo }),
     ]
 }
 
@@ -136,6 +148,24 @@ fn run(world: &mut World, contracts: &mut Vec<ContractId>, step: &Step) {
                 _ => (person(*who), Command::Settle(id)),
             };
             let _ = world.apply(caller, command);
+        }
+        Step::CheckIn { who } => {
+            let _ = world.apply(person(*who), Command::CheckIn);
+        }
+        Step::Penalise {
+            who,
+            which,
+            amount,
+            memo,
+        } => {
+            let Some(contract) = pick(*which) else { return };
+            let args = PenaliseArgs {
+                contract,
+                amount: *amount,
+                reason: "random".into(),
+                memo: *memo,
+            };
+            let _ = world.apply(person(*who), Command::Penalise(args));
         }
         Step::Extend {
             who,
