@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use candid::Principal;
 use ledger::api::{
     Amount, AtRest, Confirmation, Contract, ContractId, Digest32, EvidenceRecord, HeartbeatArgs,
-    HostDelegation, ImageRef, LedgerError, LedgerInfo, OfferingId, OfferingSpec, SubmitEvidenceArgs,
+    HostDelegation, ImageRef, LedgerError, LedgerInfo, OfferingId, OfferingSpec, Rewards, SubmitEvidenceArgs,
 };
 
 use crate::vmm::{AgentChannel, Taps, Vmm, VmmProcess};
@@ -88,6 +88,8 @@ pub trait LedgerPort: Send + Sync {
     async fn balance(&self, account: Principal) -> Result<Amount, LedgerCallError>;
     /// An account's reputation, base units.
     async fn reputation(&self, account: Principal) -> Result<u64, LedgerCallError>;
+    /// `rewards`: the reward block that runs now.
+    async fn rewards(&self) -> Result<Rewards, LedgerCallError>;
     /// The evidence of a contract that the ledger verified last, and what it found.
     async fn evidence(&self, id: ContractId) -> Result<EvidenceRecord, LedgerCallError>;
     /// A sign of life.

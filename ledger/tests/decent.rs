@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use candid::Principal;
 use ledger::api::{
-    AtRest, Capacity, Contract, ContractState, DCT, EndReason, Endpoint, EvidenceRecord, Grade,
-    HostDelegation, Invariants, LeasedPort, LedgerError, LedgerInfo, Match, OfferingSpec, PriceList, Quota,
-    Reputation, SubmitEvidenceArgs, Transport, VmKind, WhyNot,
+    AtRest, Capacity, CheckIn, Contract, ContractState, DCT, EndReason, Endpoint, EvidenceRecord, Grade,
+    HostDelegation, Invariants, LeasedPort, LedgerError, LedgerInfo, Match, OfferingSpec, Penalty, PriceList,
+    Quota, Reputation, Rewards, SubmitEvidenceArgs, Transport, VmKind, WhyNot,
 };
 use ledger::client::{Client, ClientFile, Key};
 use ledger::protocol::{Genesis, InitialBalance};
@@ -492,6 +492,39 @@ fn a_developer_rents_watches_extends_and_cancels_and_the_money_adds_up() {
     let score: Reputation = world.json(&["reputation"]);
     assert!(score.score > 0 && !score.history.is_empty());
     assert!(world.page("dev", &["reputation"]).contains('+'));
+
+    // Reputation is spent, once for each memo.
+    let spend = [
+        "penalise",
+        &id,
+        "--amount",
+        "0.000000001",
+        "--reason",
+        "slow disk",
+        "--memo",
+        "7",
+    ];
+    let penalty: Penalty = world.json(&spend);
+    assert_eq!(penalty, world.json(&spend));
+    assert_eq!((penalty.spent, penalty.lost), (1, 2));
+    let left: Reputation = world.json(&["reputation"]);
+    assert_eq!(left.score, score.score - 1);
+    assert!(world.page("dev", &["reputation"]).contains("slow disk"));
+
+    // Rewards: only providers take part.
+    let (code, error) = world.fails("dev", &["provider", "check-in"]);
+    assert!(
+        code == 1 && error.contains("only registered providers"),
+        "{error}"
+    );
+    let check_in: CheckIn = world.json_as("provider", &["provider", "check-in"]);
+    let rewards: Rewards = world.json_as("provider", &["rewards"]);
+    assert!(rewards.block > check_in.block || rewards.own_weight == Some(check_in.weight));
+    assert!(
+        world
+            .page("provider", &["rewards"])
+            .contains("20999999.99685 DCT")
+    );
     let books: Invariants = world.json(&["invariants"]);
     assert_eq!((books.supply, books.violations.len()), (books.balances, 0));
 

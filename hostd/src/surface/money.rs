@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use ledger::api::{Amount, Contract, ContractState, LedgerInfo, TimeNs};
+use ledger::api::{Amount, Contract, ContractState, LedgerInfo, Rewards, TimeNs};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -28,6 +28,7 @@ struct Answers {
     info: Probe<LedgerInfo>,
     balance: Probe<Amount>,
     reputation: Probe<u64>,
+    rewards: Probe<Rewards>,
 }
 
 /// The last answers. An async mutex: whoever comes second waits for the first one's answer instead of asking again.
@@ -76,6 +77,17 @@ fn sum(amounts: impl Iterator<Item = Amount>) -> Amount {
     amounts.fold(0, Amount::saturating_add)
 }
 
+/// What the provider gets when the reward block that runs is shared, if nobody else checks in.
+fn next_reward(rewards: &Probe<Rewards>) -> Probe<Amount> {
+    match rewards {
+        Probe::Known(rewards) => match rewards.own_weight {
+            Some(weight) => Probe::Known(rewards.share(weight)),
+            None => Probe::Unknown("not checked in (`decent provider check-in`)".to_owned()),
+        },
+        Probe::Unknown(why) => Probe::Unknown(why.clone()),
+    }
+}
+
 /// Adds up. Pure.
 fn money(provider: &str, contracts: Option<&[Contract]>, answers: &Answers) -> Money {
     let unheard = || Probe::Unknown("the ledger hasn't answered yet".to_owned());
@@ -110,7 +122,7 @@ fn money(provider: &str, contracts: Option<&[Contract]>, answers: &Answers) -> M
         },
         balance: answers.balance.clone(),
         reputation: answers.reputation.clone(),
-        next_reward: Probe::Unknown("this ledger's interface tells nothing of block rewards".into()),
+        next_reward: next_reward(&answers.rewards),
         contracts: contracts
             .unwrap_or_default()
             .iter()
@@ -126,16 +138,18 @@ impl App {
             return answers.clone();
         }
         let ledger = &self.ctx.host.ledger;
-        let (info, balance, reputation) = tokio::join!(
+        let (info, balance, reputation, rewards) = tokio::join!(
             ask(ledger.info()),
             ask(ledger.balance(self.provider)),
             ask(ledger.reputation(self.provider)),
+            ask(ledger.rewards()),
         );
         let answers = Answers {
             at: Instant::now(),
             info,
             balance,
             reputation,
+            rewards,
         };
         kept.insert(answers).clone()
     }

@@ -141,7 +141,7 @@ fn money() -> Money {
         per_hour: Probe::Known(DCT / 2),
         balance: Probe::Known(1_234 * DCT),
         reputation: Probe::Known(12_345_678_900),
-        next_reward: Probe::Unknown("this ledger's interface tells nothing of block rewards".into()),
+        next_reward: Probe::Known(24_500_000_000),
         contracts: contracts()
             .into_iter()
             .map(|line| (line.id, of(12 * DCT)))

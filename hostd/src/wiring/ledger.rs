@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ::ledger::api::{
     Amount, Confirmation, Contract, ContractId, Digest32, EvidenceRecord, HeartbeatArgs, HostDelegation,
-    LedgerInfo, OfferingId, OfferingSpec, RefuseArgs, SubmitEvidenceArgs, VmGoneArgs,
+    LedgerInfo, OfferingId, OfferingSpec, RefuseArgs, Rewards, SubmitEvidenceArgs, VmGoneArgs,
 };
 use ::ledger::client::{Client, ClientError};
 use async_trait::async_trait;
@@ -112,6 +112,10 @@ impl LedgerPort for Ledger {
 
     async fn balance(&self, account: Principal) -> Result<Amount, LedgerCallError> {
         call("icrc1_balance_of", CALL, self.0.balance(account)).await
+    }
+
+    async fn rewards(&self) -> Result<Rewards, LedgerCallError> {
+        call("rewards", CALL, self.0.rewards()).await
     }
 
     async fn reputation(&self, account: Principal) -> Result<u64, LedgerCallError> {

@@ -9,7 +9,8 @@ use hostd::ports::{LedgerCallError, LedgerPort};
 use ledger::api::{
     Amount, AtRest, Confirmation, Contract, ContractId, ContractState, DCT, Digest32, EndReason, Escrow,
     EvidenceRecord, Grade, HeartbeatArgs, HostDelegation, ImageRef, LedgerError, LedgerInfo, OfferingId,
-    OfferingSpec, PortRequest, Quota, RentArgs, Request, SubmitEvidenceArgs, TcbFloor, Transport, VmKind,
+    OfferingSpec, PortRequest, Quota, RentArgs, Request, Rewards, SubmitEvidenceArgs, TcbFloor, Transport,
+    VmKind,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -186,6 +187,24 @@ impl LedgerPort for SimLedger {
 
     async fn reputation(&self, _: Principal) -> Result<u64, LedgerCallError> {
         self.read("reputation", |_| Ok(3 * DCT))
+    }
+
+    async fn rewards(&self) -> Result<Rewards, LedgerCallError> {
+        self.read("rewards", |_| {
+            Ok(Rewards {
+                block: 7,
+                ends_at: 8 * 600_000_000_000,
+                reward: 50 * DCT,
+                pool: 50 * DCT,
+                fee: DCT / 2,
+                participants: 2,
+                weights: 4,
+                own_weight: Some(1),
+                minted: 0,
+                cap: 21_000_000 * DCT,
+                halves_at: 210_000 * 600_000_000_000,
+            })
+        })
     }
 
     async fn evidence(&self, id: ContractId) -> Result<EvidenceRecord, LedgerCallError> {

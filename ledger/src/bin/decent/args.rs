@@ -96,6 +96,22 @@ pub(crate) enum Command {
         /// Whose; without it yours
         account: Option<Principal>,
     },
+    /// Spend reputation to lower that of a contract's other side, by twice as much
+    Penalise {
+        /// The contract's id, or its first digits if it is yours
+        contract: String,
+        /// How much of your own to spend
+        #[arg(long, value_name = "REPUTATION", value_parser = parse::amount)]
+        amount: u64,
+        /// Why, for everybody to read
+        #[arg(long)]
+        reason: String,
+        /// The same penalty with the same memo happens once; without it a random one
+        #[arg(long)]
+        memo: Option<u64>,
+    },
+    /// The block reward that runs now: what is shared, when, and by how many
+    Rewards,
     /// The books, computed anew: supply = Σ balances, funded = held + released + refunded
     Invariants,
     /// Print a completion script for a shell
@@ -130,6 +146,12 @@ pub(crate) enum ProviderCommand {
         /// TOML with name, domain, contact, legal_contract (SHA-256 of the contract's text, hexadecimal)
         #[arg(long, value_name = "FILE")]
         profile: PathBuf,
+    },
+    /// Take part in the block reward that runs; its hundredth is kept from your share
+    CheckIn {
+        /// And in each one after it, until stopped
+        #[arg(long)]
+        every_block: bool,
     },
 }
 

@@ -10,8 +10,8 @@ use clap::CommandFactory;
 use icrc_ledger_types::icrc1::account::Account;
 use icrc_ledger_types::icrc1::transfer::{TransferArg, TransferError};
 use ledger::api::{
-    Contract, ContractId, ContractState, EvidenceRecord, ExtendArgs, HostStatement, ImageRef, RentArgs,
-    TimeNs, USER_DATA_MAX,
+    Contract, ContractId, ContractState, EvidenceRecord, ExtendArgs, HostStatement, ImageRef, PenaliseArgs,
+    RentArgs, TimeNs, USER_DATA_MAX,
 };
 use ledger::client::{Client, ClientError, ClientFile, Key};
 use ledger::crypto;
@@ -65,6 +65,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<()> {
             repeat(|| client.register_provider(profile.clone())).await?;
             session.registered(&client, "a provider")
         }
+        Command::Provider(ProviderCommand::CheckIn { every_block }) => session.check_in(every_block).await,
         Command::Developer(DeveloperCommand::Register) => {
             let client = session.signer()?;
             repeat(|| client.register_developer()).await?;
@@ -96,6 +97,29 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<()> {
             let account = session.or_own(account)?;
             let found = client.reputation(account).await?;
             session.print(&found, || show::reputation(&found))
+        }
+        Command::Penalise {
+            contract,
+            amount,
+            reason,
+            memo,
+        } => {
+            let client = session.signer()?;
+            let arguments = PenaliseArgs {
+                contract: resolve(&client, &contract).await?,
+                amount,
+                reason,
+                memo: match memo {
+                    Some(memo) => memo,
+                    None => random()?,
+                },
+            };
+            let done = repeat(|| client.penalise(arguments.clone())).await?;
+            session.print(&done, || show::penalty(&done))
+        }
+        Command::Rewards => {
+            let found = session.reader()?.rewards().await?;
+            session.print(&found, || show::rewards(&found))
         }
         Command::Invariants => {
             let found = session.reader()?.invariants().await?;
@@ -420,6 +444,20 @@ impl Session {
                 let found = repeat(|| client.settle(id)).await?;
                 self.print(&found, || show::contract(&found))
             }
+        }
+    }
+
+    async fn check_in(&self, every_block: bool) -> anyhow::Result<()> {
+        let client = self.signer()?;
+        loop {
+            let done = repeat(|| client.check_in()).await?;
+            self.print(&done, || show::check_in(&done))?;
+            if !every_block {
+                return Ok(());
+            }
+            let info = repeat(|| client.info()).await?;
+            let left = Duration::from_nanos(done.ends_at.saturating_sub(info.now)) / info.clock_rate.max(1);
+            tokio::time::sleep(left + Duration::from_millis(50)).await;
         }
     }
 

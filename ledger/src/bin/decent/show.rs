@@ -3,8 +3,9 @@
 use std::fmt::Write;
 
 use ledger::api::{
-    Capacity, Contract, ContractState, DCT, EndReason, EvidenceRecord, Grade, Invariants, LedgerInfo, Match,
-    Offering, OfferingSpec, Quota, Reputation, TimeNs, Transport, VmKind, WhyNot,
+    Capacity, CheckIn, Contract, ContractState, DCT, EndReason, EvidenceRecord, Grade, Invariants,
+    LedgerInfo, Match, Offering, OfferingSpec, Penalty, Quota, Reputation, Rewards, TimeNs, Transport,
+    VmKind, WhyNot,
 };
 use ledger::name_proof;
 
@@ -541,6 +542,51 @@ pub(crate) fn reputation(r: &Reputation) -> String {
         .collect();
     text.push_str(&table(&rows));
     text
+}
+
+/// `penalise`.
+pub(crate) fn penalty(p: &Penalty) -> String {
+    format!(
+        "spent {}; the other side lost {}\n",
+        reputation_score(p.spent),
+        reputation_score(p.lost)
+    )
+}
+
+/// `check_in`.
+pub(crate) fn check_in(c: &CheckIn) -> String {
+    format!(
+        "takes part in block {} with weight {}; it is shared at {}, less at most {}\n",
+        c.block,
+        c.weight,
+        time(c.ends_at),
+        dct(c.fee)
+    )
+}
+
+/// `rewards`.
+pub(crate) fn rewards(r: &Rewards) -> String {
+    let own = match r.own_weight {
+        Some(weight) => format!(
+            "{} with weight {weight}, if nobody else checks in",
+            dct(r.share(weight))
+        ),
+        None => "not checked in (providers: decent provider check-in)".to_owned(),
+    };
+    format!(
+        "block         {}, shared at {}\nshared        {} ({} of this block's own)\ncosts         at most {}\nparticipants  {}, weight {}\n\
+         yours         {own}\nminted        {} of {}\nhalves at     {}\n",
+        r.block,
+        time(r.ends_at),
+        dct(r.pool),
+        dct(r.reward),
+        dct(r.fee),
+        r.participants,
+        r.weights,
+        dct(r.minted),
+        dct(r.cap),
+        time(r.halves_at),
+    )
 }
 
 /// `invariants`.
