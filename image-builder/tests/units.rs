@@ -23,7 +23,12 @@ fn root() -> tempfile::TempDir {
         "bin/false",
         "usr/lib/decent-cloud/console",
         "usr/lib/decent-cloud/healthy",
+        "usr/lib/decent-cloud/initrd-emergency",
+        "usr/lib/decent-cloud/locked",
         "usr/lib/decent-cloud/recovery-key",
+        "usr/lib/decent-cloud/report",
+        "usr/bin/grep",
+        "bin/sh",
     ] {
         fs::create_dir_all(at(program).parent().unwrap()).unwrap();
         fs::copy("/bin/true", at(program)).unwrap();
@@ -60,6 +65,7 @@ fn systemd_finds_no_fault_in_our_units() {
         "decent-cloud-console@tty1.service",
         "decent-cloud-healthy.service",
         "decent-cloud-recovery-key.service",
+        "decent-cloud-report@ttyS1.service",
     ];
     let output = run(
         "systemd-analyze",
@@ -82,6 +88,7 @@ fn all_units_but_hostds_are_hardened() {
         "decent-cloud-console@tty1.service",
         "decent-cloud-healthy.service",
         "decent-cloud-recovery-key.service",
+        "decent-cloud-report@ttyS1.service",
     ] {
         // The threshold is in tenths: 3.0, the bound that the appliance sets for all units but hostd's.
         let args = ["security", "--offline=yes", "--threshold=30", "--no-pager", unit];

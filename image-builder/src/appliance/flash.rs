@@ -13,6 +13,8 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use tempfile::TempPath;
+
 use super::image::{self, Image, ImageError};
 
 const BLOCK: usize = 1 << 20;
@@ -88,6 +90,8 @@ pub struct Target {
     file: File,
     size: u64,
     is_disk: bool,
+    /// A file that was made for this, and goes away again if it isn't written.
+    unused: Option<TempPath>,
 }
 
 impl Target {
@@ -119,7 +123,11 @@ impl Target {
             });
         }
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(!is_disk).truncate(false);
+        options
+            .read(true)
+            .write(true)
+            .create_new(kind.is_none())
+            .truncate(false);
         if is_disk {
             options.custom_flags(O_EXCL);
         }
@@ -130,6 +138,7 @@ impl Target {
             },
             _ => fail("open")(source),
         })?;
+        let unused = kind.is_none().then(|| TempPath::try_from_path(path));
         let size = if is_disk {
             file.seek(SeekFrom::End(0)).map_err(fail("measure"))?
         } else {
@@ -148,6 +157,7 @@ impl Target {
             file,
             size,
             is_disk,
+            unused: unused.transpose().map_err(fail("make"))?,
         })
     }
 
@@ -196,6 +206,7 @@ impl Confirmed {
             file,
             size,
             is_disk,
+            unused,
         } = self.0;
         let fail = |what| {
             let path = path.clone();
@@ -206,6 +217,9 @@ impl Confirmed {
         let (digest, _) = image::digest(&compressed).map_err(fail("read the image for"))?;
         if digest != image.disk.sha256 {
             return Err(FlashError::Damaged(from));
+        }
+        if let Some(unused) = unused {
+            unused.keep().map_err(|e| fail("write")(e.error))?;
         }
         if !is_disk {
             // What was in the file is gone before the new content comes; holes read as zeros.

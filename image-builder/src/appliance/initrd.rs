@@ -11,12 +11,16 @@ use crate::elf;
 use crate::tree::{Kind, Node, Tree, TreeError};
 
 /// Programs of the initrd.
-const PROGRAMS: [&str; 20] = [
+const PROGRAMS: [&str; 24] = [
+    "usr/bin/dash",
     "usr/bin/journalctl",
     "usr/bin/kmod",
     "usr/bin/mount",
+    "usr/bin/sleep",
     "usr/bin/systemctl",
     "usr/bin/systemd-tmpfiles",
+    "usr/bin/tee",
+    "usr/bin/tr",
     "usr/bin/udevadm",
     "usr/bin/umount",
     "usr/lib/systemd/system-generators/systemd-fstab-generator",
@@ -35,7 +39,7 @@ const PROGRAMS: [&str; 20] = [
 ];
 
 /// Files and whole directories that come along as they are.
-const DATA: [&str; 11] = [
+const DATA: [&str; 13] = [
     "bin",
     "etc/group",
     "etc/ld.so.cache",
@@ -43,6 +47,8 @@ const DATA: [&str; 11] = [
     "lib",
     "lib64",
     "sbin",
+    "usr/bin/sh",
+    "usr/lib/decent-cloud/initrd-emergency",
     "usr/lib/tmpfiles.d/20-systemd-stub.conf",
     "usr/lib/udev",
     "usr/lib64",
@@ -113,6 +119,10 @@ pub fn cut(root: &Tree, modules: &[String], load: &[ModuleName]) -> Result<Tree,
             "ID=decent-cloud\nPRETTY_NAME=\"Decent Cloud (initrd)\"\n".to_owned(),
         ),
         ("usr/lib/modules-load.d/initrd.conf", names),
+        (
+            "etc/systemd/system/emergency.service",
+            super::root::INITRD_EMERGENCY.to_owned(),
+        ),
     ] {
         tree.add_file(path, 0o644, content)
             .map_err(|e| InitrdError::Place(path.to_owned(), e))?;

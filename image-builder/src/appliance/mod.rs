@@ -59,7 +59,7 @@ use disk::RootHash;
 use image::Image;
 use initrd::InitrdError;
 use keys::{Keys, KeysError};
-use reference::{Envelope, KeyLists, Statement};
+use reference::{Envelope, KeyLists, Pcr, Statement};
 use tools::{Job, ToolError, Tools};
 
 /// Why an image wasn't built.
@@ -267,9 +267,8 @@ pub fn build(config: &Config, options: &Options<'_>) -> Result<Built, BuildError
             "default {}_*.efi\ntimeout 3\nconsole-mode keep\neditor no\nsecure-boot-enroll if-safe\n",
             config.name
         );
-        // No boot counter: there is no image before the first to go back to. Under a counted name systemd-boot 257 would
-        // also take another profile than the first for the default.
-        let uki_path = format!("EFI/Linux/{label}.efi");
+        // Three tries (Automatic Boot Assessment): the first boot that is good takes the counter away.
+        let uki_path = format!("EFI/Linux/{label}+3-0.efi");
         let [pk, kek, db] = &variables;
         let files: [disk::EspFile<'_>; 8] = [
             ("EFI/BOOT/BOOTX64.EFI", &boot),
@@ -306,12 +305,10 @@ pub fn build(config: &Config, options: &Options<'_>) -> Result<Built, BuildError
         .enumerate()
     {
         let sections = reference::measured_sections(&uki, index)?;
-        let pcr_11: Vec<String> = reference::kernel_image(&sections)
-            .iter()
-            .map(reference::Pcr::hex)
-            .collect();
+        let pcr_11: Vec<String> = reference::kernel_image(&sections).iter().map(Pcr::hex).collect();
         let name = format!("{label}.{}.reference.json", profile.name);
         let signed = if profile.trusted {
+            let untouched = reference::UNTOUCHED.map(|pcr| (pcr, vec![Pcr::default().hex()]));
             let values = [
                 ("4", vec![pcr_4.clone()]),
                 ("7", vec![pcr_7.clone()]),
@@ -323,8 +320,9 @@ pub fn build(config: &Config, options: &Options<'_>) -> Result<Built, BuildError
                 pcrs: BTreeMap::from([(
                     "sha256".to_owned(),
                     values
-                        .map(|(pcr, values)| (pcr.to_owned(), values))
                         .into_iter()
+                        .chain(untouched)
+                        .map(|(pcr, values)| (pcr.to_owned(), values))
                         .collect(),
                 )]),
                 sections: sections

@@ -49,10 +49,23 @@ pub struct Machine {
     pub disk_mib: u32,
     /// Whether this machine's KVM is used. Off, QEMU emulates, SVM included.
     pub kvm: bool,
+    /// What it lacks that a good machine has.
+    pub without: Vec<Part>,
     /// TCP ports of this machine that lead to ports of the guest: `(here, there)`.
     pub forward: Vec<(u16, u16)>,
     /// Further arguments for QEMU.
     pub extra: Vec<String>,
+}
+
+/// A part that a machine may lack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// The TPM.
+    Tpm,
+    /// Firmware that knows secure boot.
+    SecureBoot,
+    /// The network card.
+    Network,
 }
 
 /// Where the machine's first serial port goes.
@@ -60,8 +73,13 @@ pub struct Machine {
 pub enum Serial {
     /// The terminal, with QEMU's monitor behind Ctrl-A C.
     Terminal,
-    /// A file.
+    /// A file. Who types connects to the unix socket beside it, [`keyboard`].
     File(PathBuf),
+}
+
+/// The unix socket that leads to the serial port which writes to `log`.
+pub fn keyboard(log: &Path) -> PathBuf {
+    log.with_extension("sock")
 }
 
 impl Machine {
@@ -90,7 +108,11 @@ impl Machine {
 
     /// Starts TPM and machine. Both end with the returned value.
     pub fn start(&self, tools: &Tools, serial: &Serial) -> Result<Running, MachineError> {
-        let tpm = self.start_tpm(tools)?;
+        let tpm = if self.without.contains(&Part::Tpm) {
+            None
+        } else {
+            Some(self.start_tpm(tools)?)
+        };
         let vars = self.dir.join("vars.fd");
         if !vars.exists() {
             let blank = tools.root.join("usr/share/OVMF/OVMF_VARS_4M.fd");
@@ -154,7 +176,12 @@ impl Machine {
     /// QEMU's arguments; pure.
     fn arguments(&self, tools: &Tools, serial: &Serial) -> Vec<String> {
         let share = tools.root.join("usr/share");
-        let code = share.join("OVMF/OVMF_CODE_4M.secboot.fd");
+        let has = |part| !self.without.contains(&part);
+        let code = share.join(if has(Part::SecureBoot) {
+            "OVMF/OVMF_CODE_4M.secboot.fd"
+        } else {
+            "OVMF/OVMF_CODE_4M.fd"
+        });
         let firmware = |unit: u8, path: &Path, more: &str| {
             format!("if=pflash,format=raw,unit={unit},file={}{more}", path.display())
         };
@@ -186,12 +213,12 @@ impl Machine {
         add("-m", self.memory_mib.to_string());
         add("-drive", firmware(0, &code, ",readonly=on"));
         add("-drive", firmware(1, &self.dir.join("vars.fd"), ""));
-        add(
-            "-chardev",
-            format!("socket,id=tpm,path={}", self.tpm_socket().display()),
-        );
-        add("-tpmdev", "emulator,id=tpm,chardev=tpm".to_owned());
-        add("-device", "tpm-crb,tpmdev=tpm".to_owned());
+        if has(Part::Tpm) {
+            let socket = self.tpm_socket();
+            add("-chardev", format!("socket,id=tpm,path={}", socket.display()));
+            add("-tpmdev", "emulator,id=tpm,chardev=tpm".to_owned());
+            add("-device", "tpm-crb,tpmdev=tpm".to_owned());
+        }
         add(
             "-drive",
             format!(
@@ -201,15 +228,22 @@ impl Machine {
         );
         add("-device", "virtio-blk-pci,drive=disk".to_owned());
         add("-device", "virtio-rng-pci".to_owned());
-        add("-netdev", format!("user,id=net{forward}"));
-        add("-device", "virtio-net-pci,netdev=net,romfile=".to_owned());
-        add(
-            "-serial",
-            match serial {
-                Serial::Terminal => "mon:stdio".to_owned(),
-                Serial::File(path) => format!("file:{}", path.display()),
-            },
-        );
+        if has(Part::Network) {
+            add("-netdev", format!("user,id=net{forward}"));
+            add("-device", "virtio-net-pci,netdev=net,romfile=".to_owned());
+        }
+        match serial {
+            Serial::Terminal => add("-serial", "mon:stdio".to_owned()),
+            Serial::File(log) => {
+                let (socket, log) = (keyboard(log), log.display());
+                let socket = socket.display();
+                add(
+                    "-chardev",
+                    format!("socket,id=serial,path={socket},server=on,wait=off,logfile={log}"),
+                );
+                add("-serial", "chardev:serial".to_owned());
+            }
+        }
         args.extend(self.extra.iter().cloned());
         args
     }
@@ -219,7 +253,7 @@ impl Machine {
 #[derive(Debug)]
 pub struct Running {
     qemu: Guard,
-    _tpm: Guard,
+    _tpm: Option<Guard>,
 }
 
 impl Running {
@@ -246,14 +280,16 @@ impl Drop for Guard {
     }
 }
 
-/// A program of the folder, started with the folder's own loader and libraries.
+/// A program of the folder, started with the folder's own loader and libraries. It ends with us, however we end.
 fn own_loader(tools: &Tools, program: &str) -> Command {
     let libraries = tools.root.join(LIBRARIES);
     let private = ["pulseaudio", "swtpm"].map(|dir| libraries.join(dir));
     let path = std::iter::once(&libraries).chain(&private);
     let path: Vec<String> = path.map(|dir| dir.display().to_string()).collect();
-    let mut command = Command::new(tools.root.join("usr/lib64/ld-linux-x86-64.so.2"));
+    let mut command = Command::new("setpriv");
     command
+        .args(["--pdeathsig", "KILL", "--"])
+        .arg(tools.root.join("usr/lib64/ld-linux-x86-64.so.2"))
         .arg("--library-path")
         .arg(path.join(":"))
         .arg(tools.root.join(program));

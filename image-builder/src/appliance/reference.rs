@@ -1,10 +1,11 @@
-//! What a machine's TPM will say after it booted the image: PCR 4, 7 and 11, and the file that says it, signed.
+//! What a machine's TPM will say after it booted the image: PCR 4, 7 and 11 to 13, and the file that says it, signed.
 //!
 //! | PCR | holds | predicted from |
 //! |---|---|---|
 //! | 4 | the programs that the firmware started (TCG PC Client Firmware Profile 3.3.4.5) | systemd-boot, the kernel image |
 //! | 7 | secure boot's state, its keys, and the certificate that allowed the start (3.3.4.8) | the keys |
 //! | 11 | the kernel image's sections, then the phases of the boot (systemd-stub(7), systemd-pcrphase.service(8)) | the kernel image |
+//! | 12, 13 | what was added to a signed command line, and extensions of the system (systemd-stub(7)) | nothing: they stay zero |
 //!
 //! PCR 4 and 7 are those of firmware that starts the image from a fresh disk with our keys alone; a machine with more
 //! keys or an option ROM has others, and its owner signs values of his own for it.
@@ -72,6 +73,9 @@ impl Pcr {
         hex::encode(self.0)
     }
 }
+
+/// PCRs that stay as they were at power on unless something was added to what is signed.
+pub const UNTOUCHED: [&str; 2] = ["12", "13"];
 
 /// PCR 4: the boot loader, then the kernel image, started from the first boot entry.
 pub fn boot_programs(programs: &[&[u8]]) -> Result<Pcr, PeError> {

@@ -42,6 +42,14 @@ const FILES: &[(&str, u32, &str)] = &[
         include_str!("../../../systemd/system/decent-cloud-recovery-key.service"),
     ),
     systemd(
+        "usr/lib/systemd/system/decent-cloud-report@.service",
+        include_str!("../../../systemd/system/decent-cloud-report@.service"),
+    ),
+    systemd(
+        "usr/lib/systemd/system/systemd-ask-password-console.service.d/decent-cloud.conf",
+        include_str!("../../../systemd/system/systemd-ask-password-console.service.d/decent-cloud.conf"),
+    ),
+    systemd(
         "usr/lib/systemd/system-preset/50-decent-cloud.preset",
         include_str!("../../../systemd/system-preset/50-decent-cloud.preset"),
     ),
@@ -76,23 +84,41 @@ const FILES: &[(&str, u32, &str)] = &[
         include_str!("../../../systemd/lib/healthy"),
     ),
     (
+        "usr/lib/decent-cloud/initrd-emergency",
+        0o755,
+        include_str!("../../../systemd/lib/initrd-emergency"),
+    ),
+    (
+        "usr/lib/decent-cloud/locked",
+        0o755,
+        include_str!("../../../systemd/lib/locked"),
+    ),
+    (
         "usr/lib/decent-cloud/recovery-key",
         0o755,
         include_str!("../../../systemd/lib/recovery-key"),
     ),
     (
+        "usr/lib/decent-cloud/report",
+        0o755,
+        include_str!("../../../systemd/lib/report"),
+    ),
+    (
         "etc/crypttab",
         0o600,
-        "# Opened by this machine's TPM; see usr/lib/repart.d/40-state.conf.\nstate PARTLABEL=state - tpm2-device=auto,headless=yes\n",
+        "# Opened by this machine's TPM, or by the recovery key; see usr/lib/repart.d/40-state.conf.\nstate PARTLABEL=state - tpm2-device=auto,tries=0,x-systemd.device-timeout=60s\n",
     ),
     (
         "etc/fstab",
         0o644,
-        "/dev/mapper/state /var ext4 nodev,nosuid,noexec,x-systemd.device-timeout=3min 0 2\n",
+        "/dev/mapper/state /var ext4 nodev,nosuid,noexec,x-systemd.device-timeout=0 0 2\n",
     ),
     ("etc/hostname", 0o644, "decent-cloud\n"),
     ("etc/machine-id", 0o444, ""),
 ];
+
+/// In the initrd, what stands in for the unit of the same name.
+pub const INITRD_EMERGENCY: &str = include_str!("../../../systemd/initrd/emergency.service");
 
 const fn systemd(path: &'static str, content: &'static str) -> (&'static str, u32, &'static str) {
     (path, 0o644, content)
@@ -100,8 +126,9 @@ const fn systemd(path: &'static str, content: &'static str) -> (&'static str, u3
 
 const PRESET: &str = "usr/lib/systemd/system-preset/50-decent-cloud.preset";
 
-/// Logins that nobody has a password for, and what looks after a package manager's files.
-const MASKED: [&str; 9] = [
+/// Logins that nobody has a password for, what looks after a package manager's files, and what would make the root
+/// writable.
+const MASKED: [&str; 10] = [
     "autovt@.service",
     "console-getty.service",
     "debug-shell.service",
@@ -111,6 +138,7 @@ const MASKED: [&str; 9] = [
     "getty@.service",
     "serial-getty@.service",
     "systemd-firstboot.service",
+    "systemd-remount-fs.service",
 ];
 
 /// Left out whatever the configuration says: times, logs, secrets of the build, and what the kernel mounts over.
@@ -198,7 +226,11 @@ pub fn assemble(tree: &mut Tree, config: &Config) -> Result<(), TreeError> {
     }
     tree.remove("etc/os-release");
     tree.symlink("etc/os-release", "../usr/lib/os-release")?;
-    tree.add_file("usr/lib/os-release", 0o644, os_release(config))?;
+    tree.add_file(
+        "usr/lib/os-release",
+        0o644,
+        os_release(config, config.name.as_str()),
+    )?;
     tree.symlink("etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf")?;
     tree.symlink("etc/mtab", "../proc/self/mounts")?;
     tree.symlink(
@@ -223,12 +255,12 @@ pub fn assemble(tree: &mut Tree, config: &Config) -> Result<(), TreeError> {
     Ok(())
 }
 
-/// What the image says of itself; systemd-boot shows it, and `IMAGE_VERSION` is what systemd-sysupdate compares.
-pub fn os_release(config: &Config) -> String {
+/// What the image says of itself; systemd-boot shows it and sorts by `IMAGE_ID`, and `IMAGE_VERSION` is what
+/// systemd-sysupdate compares.
+pub fn os_release(config: &Config, image_id: &str) -> String {
     format!(
         "ID=decent-cloud\nID_LIKE=debian\nNAME=\"Decent Cloud\"\nPRETTY_NAME=\"Decent Cloud {version}\"\nVERSION_ID={version}\n\
-         IMAGE_ID={name}\nIMAGE_VERSION={version}\nHOME_URL=\"https://github.com/decent-stuff/decent-cloud\"\n",
-        name = config.name,
+         IMAGE_ID={image_id}\nIMAGE_VERSION={version}\nHOME_URL=\"https://github.com/decent-stuff/decent-cloud\"\n",
         version = config.version,
     )
 }

@@ -58,7 +58,7 @@ pub fn build(
     entries: &[Entry],
 ) -> Result<Vec<u8>, ToolError> {
     keys.lend(job, &["db.key", "db.crt", "pcr.key", "pcr.pub"])?;
-    job.write("os-release", os_release(config))?;
+    job.write("os-release", os_release(config, config.name.as_str()))?;
     let mut args: Vec<String> = [
         "build",
         "--linux=vmlinuz",
@@ -87,8 +87,18 @@ pub fn build(
         if index == 0 {
             args.extend(own);
         } else {
-            let output = format!("{profile}.efi");
-            let addon = ["build".to_owned(), format!("--output={output}")];
+            // systemd-boot 257 starts the first entry in the order of `IMAGE_ID`, version and file name. It takes the
+            // boot counter out of the base profile's file name alone, which would then come last.
+            let (output, os_release_file) = (format!("{profile}.efi"), format!("os-release-{index}"));
+            job.write(
+                &os_release_file,
+                os_release(config, &format!("{}-{}", config.name, entry.id)),
+            )?;
+            let addon = [
+                "build".to_owned(),
+                format!("--output={output}"),
+                format!("--os-release=@{os_release_file}"),
+            ];
             job.run("ukify", addon.iter().chain(&own))?;
             args.push(format!("--join-profile={output}"));
         }

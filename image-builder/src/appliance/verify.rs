@@ -163,6 +163,9 @@ fn reference_fault(
     let agrees = says("4", std::slice::from_ref(&image.pcr_4))
         && says("7", std::slice::from_ref(&image.pcr_7))
         && says("11", &profile.pcr_11)
+        && reference::UNTOUCHED
+            .iter()
+            .all(|pcr| says(pcr, &[reference::Pcr::default().hex()]))
         && statement.verity_root_hash == image.root_hash;
     Ok((!agrees).then(|| "other values than image.json".to_owned()))
 }

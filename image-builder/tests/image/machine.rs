@@ -1,13 +1,15 @@
 //! The machine that a test boots, what it says on its serial port, and where the images are.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use image_builder::appliance::image::Image;
-use image_builder::appliance::qemu::{Machine, Running, Serial};
+use image_builder::appliance::qemu::{Machine, Part, Running, Serial, keyboard};
 use image_builder::appliance::tools::{self, Tools};
 use image_builder::apt::Apt;
 
@@ -59,6 +61,7 @@ impl Host {
             cpus: 2,
             disk_mib: 6144,
             kvm: false,
+            without: Vec::new(),
             forward: Vec::new(),
             extra: Vec::new(),
         };
@@ -71,10 +74,54 @@ impl Host {
     }
 
     pub(crate) fn boot(&mut self) -> Boot {
+        self.boot_with(&[], &[])
+    }
+
+    /// Boots without some parts, and with further arguments for QEMU.
+    pub(crate) fn boot_with(&mut self, without: &[Part], extra: &[String]) -> Boot {
         self.boots += 1;
-        let log = self.dir.path().join(format!("serial-{}", self.boots));
-        let running = self.machine.start(qemu(), &Serial::File(log.clone())).unwrap();
-        Boot { running, log }
+        let log = |port: u8| self.dir.path().join(format!("serial-{}-{port}", self.boots));
+        let logs = [log(0), log(1)];
+        let mut machine = self.machine.clone();
+        machine.without.extend(without);
+        machine
+            .extra
+            .extend(["-serial".to_owned(), format!("file:{}", logs[1].display())]);
+        machine.extra.extend_from_slice(extra);
+        let running = machine.start(qemu(), &Serial::File(logs[0].clone())).unwrap();
+        Boot { running, logs }
+    }
+
+    /// Gives the machine another TPM, as new, and returns what puts its own back.
+    pub(crate) fn change_tpm(&self) -> impl FnOnce() + use<> {
+        let (tpm, own) = (self.machine.dir.join("tpm"), self.machine.dir.join("tpm.own"));
+        fs::rename(&tpm, &own).unwrap();
+        move || {
+            fs::remove_dir_all(&tpm).unwrap();
+            fs::rename(&own, &tpm).unwrap();
+        }
+    }
+
+    /// Waits until the partition table names a partition `label`.
+    pub(crate) fn until_partition(&self, label: &str) {
+        let wanted: Vec<u8> = label
+            .encode_utf16()
+            .flat_map(u16::to_le_bytes)
+            .chain([0, 0])
+            .collect();
+        let disk = File::open(self.machine.disk()).unwrap();
+        let start = Instant::now();
+        // 128 entries of 128 bytes from the third sector on; the name lies 56 bytes into each.
+        let mut entries = [0; 128 * 128];
+        loop {
+            disk.read_exact_at(&mut entries, 1024).unwrap();
+            let names = entries.as_chunks::<128>().0.iter().map(|entry| &entry[56..]);
+            if names.into_iter().any(|name| name.starts_with(&wanted)) {
+                return;
+            }
+            assert!(start.elapsed() < BOOT_TIME_MAX, "no partition {label:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Flips one bit of the disk: `at` bytes behind the first place from `from` on that holds `wanted`.
@@ -108,24 +155,40 @@ impl Host {
 
 pub(crate) struct Boot {
     pub(crate) running: Running,
-    pub(crate) log: PathBuf,
+    /// What came over the two serial ports.
+    pub(crate) logs: [PathBuf; 2],
 }
 
 impl Boot {
-    /// What came over the serial port, without the terminal's escapes.
+    /// What came over both serial ports, one after the other, without the terminal's escapes.
     pub(crate) fn text(&self) -> String {
-        let raw = fs::read(&self.log).unwrap_or_default();
-        let raw = String::from_utf8_lossy(&raw).replace('\r', "\n");
-        let mut text = String::new();
-        let mut rest = raw.as_str();
-        while let Some((before, after)) = rest.split_once('\x1b') {
-            text.push_str(before);
-            let end = after
-                .find(|c: char| c.is_ascii_alphabetic())
-                .map_or(after.len(), |at| at + 1);
-            rest = &after[end..];
+        self.logs.each_ref().map(|log| text(log)).concat()
+    }
+
+    /// What came over the second serial port.
+    pub(crate) fn report(&self) -> String {
+        text(&self.logs[1])
+    }
+
+    /// Types on the first serial port.
+    pub(crate) fn type_keys(&self, keys: &str) {
+        let mut port = UnixStream::connect(keyboard(&self.logs[0])).unwrap();
+        port.write_all(keys.as_bytes()).unwrap();
+        // QEMU reads what it has room for; closed at once, the rest would be lost.
+        std::thread::sleep(Duration::from_secs(1));
+    }
+
+    /// Waits for `wanted` on the first serial port, behind its first `from` bytes.
+    pub(crate) fn until_after(&self, from: usize, wanted: &str) {
+        let start = Instant::now();
+        while !screen(&fs::read(&self.logs[0]).unwrap_or_default()[from..]).contains(wanted) {
+            assert!(
+                start.elapsed() < BOOT_TIME_MAX,
+                "no {wanted:?}: {}",
+                tail(&text(&self.logs[0]))
+            );
+            std::thread::sleep(Duration::from_millis(500));
         }
-        text + rest
     }
 
     /// Waits for one of `wanted` and returns all that came until then.
@@ -136,15 +199,11 @@ impl Boot {
             if wanted.iter().any(|wanted| text.contains(wanted)) {
                 return text;
             }
-            let tail: String = text
-                .lines()
-                .rev()
-                .take(40)
-                .collect::<Vec<_>>()
-                .into_iter()
-                .rev()
-                .map(|l| format!("{l}\n"))
-                .collect();
+            let tail = self
+                .logs
+                .each_ref()
+                .map(|log| tail(&self::text(log)))
+                .join("--\n");
             assert!(
                 !self.running.has_ended(),
                 "the machine ended without {wanted:?}:\n{tail}"
@@ -156,4 +215,29 @@ impl Boot {
             std::thread::sleep(Duration::from_millis(500));
         }
     }
+}
+
+/// What a serial port gave, without the terminal's escapes.
+fn text(log: &Path) -> String {
+    screen(&fs::read(log).unwrap_or_default())
+}
+
+fn screen(raw: &[u8]) -> String {
+    let raw = String::from_utf8_lossy(raw).replace('\r', "\n");
+    let mut text = String::new();
+    let mut rest = raw.as_str();
+    while let Some((before, after)) = rest.split_once('\x1b') {
+        text.push_str(before);
+        let end = after
+            .find(|c: char| c.is_ascii_alphabetic())
+            .map_or(after.len(), |at| at + 1);
+        rest = &after[end..];
+    }
+    text + rest
+}
+
+fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let tail = &lines[lines.len().saturating_sub(30)..];
+    tail.iter().map(|line| format!("{line}\n")).collect()
 }

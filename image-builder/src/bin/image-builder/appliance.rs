@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use image_builder::appliance::config::Config;
 use image_builder::appliance::flash::Target;
 use image_builder::appliance::image::Image;
-use image_builder::appliance::qemu::{Machine, Serial};
+use image_builder::appliance::qemu::{Machine, Part, Serial};
 use image_builder::appliance::tools::{self, Tools};
 use image_builder::appliance::{self, Built, Options, keys, report, verify};
 use image_builder::apt::Apt;
@@ -157,10 +157,13 @@ pub(crate) struct Run {
     /// Use this machine's KVM instead of emulation
     #[arg(long)]
     kvm: bool,
+    /// A part that the machine shall lack: to see what the image says then
+    #[arg(long, value_enum)]
+    without: Vec<Part>,
     /// Lead a TCP port of this machine to one of the guest: HERE:THERE
     #[arg(long, value_parser = forward)]
     forward: Vec<(u16, u16)>,
-    /// Write the serial port to a file instead of the terminal
+    /// Write the serial port to a file instead of the terminal; keys come through the unix socket beside it (.sock)
     #[arg(long)]
     serial: Option<PathBuf>,
     /// The suite of QEMU
@@ -194,6 +197,7 @@ impl Run {
             cpus: self.cpus,
             disk_mib: self.disk,
             kvm: self.kvm,
+            without: self.without,
             forward: self.forward,
             extra: self.qemu,
         };
