@@ -6,6 +6,7 @@
 //! | `db` | RSA-2048, certificate | signs systemd-boot and the kernel image; the firmware checks it |
 //! | `pcr` | RSA-2048 | signs the PCR 11 values under which the TPM opens the state partition |
 //! | `reference` | P-256 | signs the reference values that verifiers compare a host's quote with |
+//! | `update` | OpenPGP, Ed25519 | signs the folder of updates; its public part is a keyring |
 //!
 //! Each is `NAME.key` (PEM, readable for its owner alone) with `NAME.crt` or `NAME.pub`. RSA with PKCS #1 v1.5, because
 //! its signatures are the same each time. 2,048 bits, because firmware knows no more.
@@ -16,6 +17,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::tools::{Job, ToolError, Tools};
+use super::update::Home;
 
 /// Keys with a certificate.
 const CERTIFIED: [(&str, &str); 3] = [
@@ -62,7 +64,7 @@ pub struct Keys {
 }
 
 /// Every file of a set.
-const FILES: [&str; 10] = [
+const FILES: [&str; 12] = [
     "PK.key",
     "PK.crt",
     "KEK.key",
@@ -73,7 +75,12 @@ const FILES: [&str; 10] = [
     "pcr.pub",
     "reference.key",
     "reference.pub",
+    "update.key",
+    "update.pub",
 ];
+
+/// The key that sets made before there were updates lack.
+const UPDATE: [&str; 2] = ["update.key", "update.pub"];
 
 impl Keys {
     /// Reads a set that [`make`] wrote.
@@ -103,12 +110,47 @@ impl Keys {
     }
 }
 
-/// Makes a set in `dir`, which must not hold one.
-pub fn make(tools: &Tools, dir: &Path) -> Result<(), KeysError> {
-    if let Some(known) = FILES.iter().map(|name| dir.join(name)).find(|path| path.exists()) {
-        return Err(KeysError::Exists(known));
-    }
+/// Makes a set in `dir`, or adds the key of updates to a set that lacks nothing else; returns the files that are new.
+pub fn make(tools: &Tools, dir: &Path) -> Result<Vec<&'static str>, KeysError> {
+    let (known, missing): (Vec<_>, Vec<_>) = FILES.into_iter().partition(|name| dir.join(name).exists());
     let job = tools.job()?;
+    if missing != UPDATE {
+        if let Some(name) = known.first() {
+            return Err(KeysError::Exists(dir.join(name)));
+        }
+        make_boot_keys(&job)?;
+    }
+    make_update_key(&job)?;
+    let mut builder = fs::DirBuilder::new();
+    builder
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|source| KeysError::Write {
+            path: dir.to_owned(),
+            source,
+        })?;
+    for name in &missing {
+        let path = dir.join(name);
+        let content = job.read(name)?;
+        let mode = if name.ends_with(".key") { 0o600 } else { 0o644 };
+        let mut options = fs::OpenOptions::new();
+        options
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&path)
+            .and_then(|mut file| {
+                file.write_all(&content)?;
+                file.sync_all()
+            })
+            .map_err(|source| KeysError::Write { path, source })?;
+    }
+    Ok(missing)
+}
+
+/// Makes every key but that of updates.
+fn make_boot_keys(job: &Job<'_>) -> Result<(), ToolError> {
     for (name, subject) in CERTIFIED {
         let (key, crt) = (format!("{name}.key"), format!("{name}.crt"));
         let args = [
@@ -148,30 +190,19 @@ pub fn make(tools: &Tools, dir: &Path) -> Result<(), KeysError> {
             &format!("{name}.pub"),
         ])?;
     }
-    let mut builder = fs::DirBuilder::new();
-    builder
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|source| KeysError::Write {
-            path: dir.to_owned(),
-            source,
-        })?;
-    for name in FILES {
-        let path = dir.join(name);
-        let content = job.read(name)?;
-        let mode = if name.ends_with(".key") { 0o600 } else { 0o644 };
-        let mut options = fs::OpenOptions::new();
-        options
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&path)
-            .and_then(|mut file| {
-                file.write_all(&content)?;
-                file.sync_all()
-            })
-            .map_err(|source| KeysError::Write { path, source })?;
-    }
     Ok(())
+}
+
+/// Makes the key of updates: it never expires, since a machine that lay in a store must still find its way.
+fn make_update_key(job: &Job<'_>) -> Result<(), ToolError> {
+    let home = Home::new(job)?;
+    home.gpg(&[
+        "--quick-gen-key",
+        "Decent Cloud updates",
+        "ed25519",
+        "sign",
+        "never",
+    ])?;
+    home.gpg(&["--output", "update.pub", "--export"])?;
+    home.gpg(&["--output", "update.key", "--armor", "--export-secret-keys"])
 }

@@ -21,6 +21,7 @@
 //! | [`image`] | `image.json`, which describes the result |
 //! | [`verify`](mod@verify), [`report`] | checking a result, and telling what is in it |
 //! | [`flash`], [`qemu`] | onto a disk, and into a virtual machine |
+//! | [`update`] | the folder from which machines update themselves |
 //!
 //! The same inputs give the same bytes: every time is `SOURCE_DATE_EPOCH`'s beginning of 1970, ids are derived from the
 //! root hash, and signatures are of kinds that have no randomness. Only the keys are new where somebody makes new ones.
@@ -39,6 +40,7 @@ pub mod report;
 pub mod root;
 pub mod tools;
 pub mod uki;
+pub mod update;
 pub mod verify;
 
 use std::collections::BTreeMap;
@@ -232,7 +234,8 @@ pub fn build(config: &Config, options: &Options<'_>) -> Result<Built, BuildError
         for (path, content) in &programs {
             place(&mut tree, path, content)?;
         }
-        root::assemble(&mut tree, config).map_err(|e| BuildError::Tree("files of systemd/", e))?;
+        root::assemble(&mut tree, config, keys.file("update.pub"))
+            .map_err(|e| BuildError::Tree("files of systemd/", e))?;
         let modules = initrd::modules(&tree, &release, &config.kernel.initrd)?;
         let mut initrd = initrd::cut(&tree, &modules, &config.kernel.initrd)?;
         depmod(&job, &mut initrd, &release)?;

@@ -124,6 +124,9 @@ const fn systemd(path: &'static str, content: &'static str) -> (&'static str, u3
     (path, 0o644, content)
 }
 
+/// Where systemd-pull looks for the keys that sign updates.
+const UPDATE_KEYRING: &str = "usr/lib/systemd/import-pubring.gpg";
+
 const PRESET: &str = "usr/lib/systemd/system-preset/50-decent-cloud.preset";
 
 /// Logins that nobody has a password for, what looks after a package manager's files, and what would make the root
@@ -189,8 +192,8 @@ pub fn is_module(config: &Config, path: &str) -> bool {
     !config.kernel.exclude.iter().any(|dir| excluded(dir.as_str()))
 }
 
-/// Puts our files over the packages, and enables our units.
-pub fn assemble(tree: &mut Tree, config: &Config) -> Result<(), TreeError> {
+/// Puts our files over the packages, and enables our units. `update_keyring`: who may sign updates, as OpenPGP keys.
+pub fn assemble(tree: &mut Tree, config: &Config, update_keyring: &[u8]) -> Result<(), TreeError> {
     for (dir, mode) in [
         ("boot", 0o755),
         ("dev", 0o755),
@@ -211,6 +214,9 @@ pub fn assemble(tree: &mut Tree, config: &Config) -> Result<(), TreeError> {
         tree.remove(path);
         tree.add_file(path, *mode, *content)?;
     }
+    // Debian puts the keys of other distributions here.
+    tree.remove(UPDATE_KEYRING);
+    tree.add_file(UPDATE_KEYRING, 0o644, update_keyring)?;
     let disk = config.disk;
     for (name, partition, mib) in [
         ("10-esp", "Type=esp\n", disk.esp_mib),

@@ -14,7 +14,7 @@ use crate::apt::{Apt, AptError, Locked, Request, Setup};
 use crate::config::{Mirror, PackageName, Suite};
 
 /// The packages of the folder that builds.
-pub const BUILD: [&str; 21] = [
+pub const BUILD: [&str; 25] = [
     "base-files",
     "bash",
     "coreutils",
@@ -23,6 +23,9 @@ pub const BUILD: [&str; 21] = [
     "efitools",
     "erofs-utils",
     "fdisk",
+    "gpg",
+    "gpg-agent",
+    "gpgv",
     "kmod",
     "libfaketime",
     "libtss2-esys-3.0.2-0t64",
@@ -34,6 +37,7 @@ pub const BUILD: [&str; 21] = [
     "sbsigntool",
     "systemd",
     "systemd-boot-efi",
+    "systemd-container",
     "systemd-ukify",
     "xorriso",
 ];
@@ -150,6 +154,12 @@ impl Job<'_> {
         self.dir.path().join(name)
     }
 
+    /// Where the job's directory is for the tools.
+    pub fn inside(&self) -> String {
+        let name = self.dir.path().file_name().unwrap_or_default();
+        format!("/job/{}", name.to_string_lossy())
+    }
+
     /// Gives the tools a file.
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> Result<(), ToolError> {
         let path = self.path(name);
@@ -187,14 +197,14 @@ impl Job<'_> {
         args: impl IntoIterator<Item = S>,
         still: bool,
     ) -> Result<Vec<u8>, ToolError> {
-        let inside = Path::new("/job").join(self.dir.path().file_name().unwrap_or_default());
+        let inside = self.inside();
         let mut command = Command::new("unshare");
         if !is_root() {
             command.arg("--map-root-user");
         }
         command
             .arg(format!("--root={}", self.tools.root.display()))
-            .arg(format!("--wd={}", inside.display()))
+            .arg(format!("--wd={inside}"))
             .arg("--")
             .arg("env")
             .args(still.then_some(STILL_CLOCK).into_iter().flatten())

@@ -9,7 +9,7 @@ use image_builder::appliance::flash::Target;
 use image_builder::appliance::image::Image;
 use image_builder::appliance::qemu::{Machine, Part, Serial};
 use image_builder::appliance::tools::{self, Tools};
-use image_builder::appliance::{self, Built, Options, keys, report, verify};
+use image_builder::appliance::{self, Built, Options, keys, report, update, verify};
 use image_builder::apt::Apt;
 use image_builder::progress::Progress;
 
@@ -51,8 +51,9 @@ impl Keys {
         let tools = progress.step("packages: tools", || {
             Tools::prepare(&apt, "tools", &tools::BUILD, &self.suite, None)
         })?;
-        progress.step("keys", || keys::make(&tools, &self.dir))?;
-        println!("wrote {}", self.dir.display());
+        for file in progress.step("keys", || keys::make(&tools, &self.dir))? {
+            println!("wrote {}", self.dir.join(file).display());
+        }
         println!("Keep it: without these keys no new image boots on the machines that trust them.");
         Ok(())
     }
@@ -303,6 +304,55 @@ impl Verify {
         }
         if checks.iter().any(|check| check.fault.is_some()) {
             bail!("the image is not what it should be");
+        }
+        Ok(())
+    }
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Serve the folder over https, or copy it onto a stick; [update] in hostd.toml says where machines look. Run it again with
+a newer image to add a version. What the folder holds already is kept, if its signature and digests are yours.
+
+  image-builder update-repo --out updates build/appliance
+  rsync -a updates/ www:/srv/updates/")]
+pub(crate) struct UpdateRepo {
+    /// The directories of the images to add
+    #[arg(required = true)]
+    images: Vec<PathBuf>,
+    /// The folder to make or to add to
+    #[arg(long, default_value = "updates")]
+    out: PathBuf,
+    /// The folder of the keys; machines take updates that are signed with the key whose public part their image holds
+    #[arg(long, default_value = "keys")]
+    keys: PathBuf,
+    /// The suite whose tools sign and read back
+    #[arg(long, default_value = "trixie")]
+    suite: image_builder::config::Suite,
+    #[command(flatten)]
+    cache: Cache,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl UpdateRepo {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        let keys = keys::Keys::read(&self.keys)?;
+        let apt = self.cache.apt(false)?;
+        let progress = Progress::default();
+        let tools = progress.step("packages: tools", || {
+            Tools::prepare(&apt, "tools", &tools::BUILD, &self.suite, None)
+        })?;
+        let published = update::publish(&self.images, &self.out, &keys, &tools, &progress)?;
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&published)?);
+        } else {
+            println!("folder       {}", published.dir.display());
+            println!("versions     {}", published.versions.join(", "));
+            for (name, sha256) in &published.files {
+                println!("  {sha256}  {name}");
+            }
         }
         Ok(())
     }

@@ -40,6 +40,8 @@ enum Verb {
     Flash(appliance::Flash),
     /// Checks an image's files, signatures and reference values
     Verify(appliance::Verify),
+    /// Puts images into the folder from which machines update themselves, and signs it
+    UpdateRepo(appliance::UpdateRepo),
     /// Prints what is in an image, as SPDX
     Sbom(appliance::Sbom),
     /// Says how two images differ
@@ -92,6 +94,7 @@ fn main() -> anyhow::Result<()> {
         Verb::Run(args) => args.run(),
         Verb::Flash(args) => args.run(),
         Verb::Verify(args) => args.run(),
+        Verb::UpdateRepo(args) => args.run(),
         Verb::Sbom(args) => args.run(),
         Verb::Diff(args) => args.run(),
         Verb::Tenant(args) => build_tenant(*args),
