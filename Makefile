@@ -53,7 +53,7 @@ image: build agent ## build the tenant image from Debian packages (cached by con
 
 appliance: build ## build the provider's image, with hostd of profile `appliance` and your keys in build/keys
 	$(CARGO) build --profile appliance -p hostd --features libvirt,nvml,tpm
-	[ -e $(BUILD)/keys/db.key ] || $(BIN)/image-builder keys --dir $(BUILD)/keys --cache $(BUILD)/cache
+	[ -e $(BUILD)/keys/update.key ] || $(BIN)/image-builder keys --dir $(BUILD)/keys --cache $(BUILD)/cache
 	$(BIN)/image-builder build --config image-builder/appliance/image.toml --cache $(BUILD)/cache \
 	  --hostd $(CARGO_TARGET_DIR)/appliance/hostd --keys $(BUILD)/keys --out $(BUILD)/appliance
 
@@ -61,11 +61,11 @@ appliance: build ## build the provider's image, with hostd of profile `appliance
 test-image: build ## build the provider's image twice, and boot it: firmware, TPM, secure boot
 	mkdir -p $(BUILD)/test-image
 	strip -o $(BUILD)/test-image/hostd $(BIN)/hostd
-	[ -e $(BUILD)/test-image/keys/db.key ] || $(BIN)/image-builder keys --dir $(BUILD)/test-image/keys --cache $(BUILD)/cache
+	[ -e $(BUILD)/test-image/keys/update.key ] || $(BIN)/image-builder keys --dir $(BUILD)/test-image/keys --cache $(BUILD)/cache
 	for out in first second; do $(BIN)/image-builder build --config image-builder/appliance/image.toml \
 	  --cache $(BUILD)/cache --hostd $(BUILD)/test-image/hostd --keys $(BUILD)/test-image/keys \
 	  --out $(BUILD)/test-image/$$out; done
-	DC_IMAGE=$(BUILD)/test-image/first DC_IMAGE_AGAIN=$(BUILD)/test-image/second IMAGE_BUILDER_CACHE=$(BUILD)/cache \
+	DC_IMAGE=$(BUILD)/test-image/first DC_IMAGE_AGAIN=$(BUILD)/test-image/second DC_KEYS=$(BUILD)/test-image/keys IMAGE_BUILDER_CACHE=$(BUILD)/cache \
 	  DC_DECENT=$(BIN)/decent \
 	  $(CARGO) nextest run -p image-builder --features boot-image -j 1 --no-fail-fast -E 'binary(/^image$$/)'
 

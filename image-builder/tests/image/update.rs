@@ -26,8 +26,9 @@ fn a_folder_of_updates_grows_and_what_its_owner_did_not_sign_is_refused() {
     let tools = build_tools();
     let scratch = tempfile::tempdir().unwrap();
     let folder = scratch.path().join("updates");
-    let publish =
-        |from: &std::path::Path| update::publish(&[from.to_owned()], &folder, &keys, &tools, &Progress::quiet());
+    let publish = |from: &std::path::Path| {
+        update::publish(&[from.to_owned()], &folder, &keys, &tools, &Progress::quiet())
+    };
     let first = publish(&dir).unwrap();
     assert_eq!(first.versions, std::slice::from_ref(&image.image_version));
     assert_eq!(first.files.len(), 4);
@@ -51,5 +52,8 @@ fn a_folder_of_updates_grows_and_what_its_owner_did_not_sign_is_refused() {
     let sums = fs::read_to_string(folder.join("SHA256SUMS")).unwrap();
     fs::write(folder.join("SHA256SUMS"), sums.to_uppercase()).unwrap();
     let refused = publish(&dir);
-    assert!(matches!(refused, Err(PublishError::Foreign { .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(PublishError::Foreign { .. })),
+        "{refused:?}"
+    );
 }
