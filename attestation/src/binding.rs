@@ -13,6 +13,9 @@ pub const GPU_NONCE_DOMAIN: &[u8] = b"decent-cloud gpu-nonce v1\0";
 /// First bytes of what the qualifying data of a host's TPM quote hashes.
 pub const HOST_QUOTE_DOMAIN: &[u8] = b"decent-cloud host-quote v1\0";
 
+/// First bytes of what the qualifying data of a host's own TPM quote hashes: one that speaks for no contract.
+pub const HOST_EVIDENCE_DOMAIN: &[u8] = b"decent-cloud host-evidence v1\0";
+
 /// The nonce that binds a GPU's evidence to the VM whose report carries `report_data`: SHA-256(domain ‖ report data).
 /// Through that it is bound to the same contract, ledger, nonce and keys.
 pub fn gpu_nonce(report_data: &[u8; 64]) -> [u8; 32] {
@@ -42,6 +45,29 @@ pub struct Binding<'a> {
     pub contract: [u8; 32],
     /// The ledger's nonce: proves that the report is younger than the question.
     pub nonce: [u8; 32],
+}
+
+/// What a host's own TPM quote, which speaks for no contract, is bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostBinding<'a> {
+    /// The ledger: bytes of its canister id (at most 29).
+    pub ledger: &'a [u8],
+    /// The host: bytes of its principal (at most 29).
+    pub host: &'a [u8],
+    /// The ledger's nonce for this host.
+    pub nonce: [u8; 32],
+}
+
+impl HostBinding<'_> {
+    /// `SHA-256(domain ‖ u32 BE length of ledger ‖ ledger ‖ u32 BE length of host ‖ host ‖ nonce)`.
+    pub fn qualifying_data(&self) -> [u8; 32] {
+        let mut sha = Sha256::new().chain_update(HOST_EVIDENCE_DOMAIN);
+        for part in [self.ledger, self.host] {
+            sha.update((part.len() as u32).to_be_bytes());
+            sha.update(part);
+        }
+        sha.chain_update(self.nonce).finalize().into()
+    }
 }
 
 impl Binding<'_> {

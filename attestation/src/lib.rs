@@ -61,7 +61,8 @@ pub mod tdx;
 pub mod tpm;
 
 pub use binding::{
-    Binding, GPU_NONCE_DOMAIN, HOST_QUOTE_DOMAIN, REPORT_DATA_DOMAIN, gpu_nonce, host_qualifying_data,
+    Binding, GPU_NONCE_DOMAIN, HOST_EVIDENCE_DOMAIN, HOST_QUOTE_DOMAIN, HostBinding, REPORT_DATA_DOMAIN,
+    gpu_nonce, host_qualifying_data,
 };
 pub use bundle::{Bundle, BundleError};
 pub use composite::{COMPOSITE_LEN_MAX, Composite, gpus_from_cbor, gpus_to_cbor};

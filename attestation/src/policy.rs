@@ -1,13 +1,13 @@
 //! What a relying party asks of evidence: reference values and limits.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::nvidia::{GpuPolicy, GpuPolicyFile};
 use crate::result::Grade;
-use crate::snp::{Product, TcbFloors, VekKind};
+use crate::snp::{Product, TcbFloor, TcbFloors, VekKind};
 use crate::tdx::{TdxPolicy, TdxPolicyFile};
 use crate::tpm::{TpmPolicy, TpmPolicyFile};
 
@@ -40,6 +40,8 @@ pub struct Policy {
     pub allowed_chips: Option<Vec<[u8; 64]>>,
     /// Floors for TCB versions.
     pub min_tcb: TcbFloors,
+    /// A floor for each product line, for all three TCB versions; the higher of both counts.
+    pub product_tcb: BTreeMap<Product, TcbFloor>,
     /// Least firmware version: major, minor, build; of the running and the committed one.
     pub min_firmware: Option<[u8; 3]>,
     /// Mitigation bits (report version 5) that must be set now and at the launch.
@@ -127,6 +129,7 @@ impl Default for Policy {
             allowed_author_keys: None,
             allowed_chips: None,
             min_tcb: TcbFloors::default(),
+            product_tcb: BTreeMap::new(),
             min_firmware: None,
             required_mitigations: 0,
             required_policy_bits: 0,
@@ -177,6 +180,7 @@ pub struct PolicyFile {
     author_keys: Option<Vec<String>>,
     chips: Option<Vec<String>>,
     min_tcb: TcbFloors,
+    product_tcb: BTreeMap<Product, TcbFloor>,
     min_firmware: Option<[u8; 3]>,
     required_mitigations: u64,
     required_policy_bits: u64,
@@ -212,6 +216,7 @@ impl Policy {
             allowed_author_keys: list("author_keys", &file.author_keys)?,
             allowed_chips: list("chips", &file.chips)?,
             min_tcb: file.min_tcb,
+            product_tcb: file.product_tcb.clone(),
             min_firmware: file.min_firmware,
             required_mitigations: file.required_mitigations,
             required_policy_bits: file.required_policy_bits,

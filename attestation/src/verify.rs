@@ -113,7 +113,7 @@ fn judge_vm(parts: &Parts<'_>, context: &Context<'_>) -> AttestationResult {
     let gpu_nonce = report_data.map(|data| binding::gpu_nonce(&data));
     let qualifying = report_data.map(|data| binding::host_qualifying_data(&data));
     let mut all = vec![(Part::Main, main)];
-    let gpus = judge_gpus(
+    let mut gpus = judge_gpus(
         parts.gpus,
         gpu_nonce,
         endorsements,
@@ -122,6 +122,11 @@ fn judge_vm(parts: &Parts<'_>, context: &Context<'_>) -> AttestationResult {
         at,
         Twice::Refused,
     );
+    // Beside a VM's CPU, whose TCB is what a required floor is about, a GPU's driver is a line of its own.
+    let lines = gpus.iter_mut().flat_map(|gpu| &mut gpu.checks);
+    for line in lines.filter(|line| line.id == "appraise.tcb-floor") {
+        line.id = "appraise.driver";
+    }
     all.extend(gpus.into_iter().enumerate().map(|(n, gpu)| (Part::Gpu(n), gpu)));
     all.extend(parts.host.map(|host| {
         let expected = qualifying.as_ref().map(<[u8; 32]>::as_slice);

@@ -2,7 +2,7 @@
 //!
 //! Start: config → lock → journal → inventory → adapters → network, storage, ledger → actors (adoption) → socket → ready.
 //! Beside the supervisor run: registration and offering (kept true as the file system fills), heartbeats, the network's
-//! keeper, the prover of tenants' names, the keeper of endorsements, upkeep (unknown objects are listed, unused images go). SIGTERM and SIGINT end the process; VMs run on.
+//! keeper, the prover of tenants' names, the keepers of endorsements and of the host's own evidence, upkeep (unknown objects are listed, unused images go). SIGTERM and SIGINT end the process; VMs run on.
 
 mod offering;
 mod upkeep;
@@ -25,6 +25,7 @@ use crate::config::{Adapter, Config};
 use crate::doctor;
 use crate::endorsements::{self, Keeper};
 use crate::events::Events;
+use crate::host_evidence::{self, HostEvidence};
 use crate::inventory::{self, Inventory};
 use crate::journal::{Journal, JournalError, Probe, now_ms};
 use crate::names::{self, Names};
@@ -284,6 +285,7 @@ pub async fn run(config: Config, events: Events) -> Result<(), DaemonError> {
     warn_of_own_mounts();
     let (client, principal) = connect(&config)?;
     let delegation = delegation(&config, &principal)?;
+    let host_id = delegation.statement.host;
     let provider =
         ledger::crypto::principal_of(&delegation.provider_key).map_err(|e| DaemonError::Config {
             key: "ledger.delegation",
@@ -345,6 +347,10 @@ pub async fn run(config: Config, events: Events) -> Result<(), DaemonError> {
             })?
         }
     };
+    let host_evidence = HostEvidence::open(&config.host_evidence).map_err(|why| DaemonError::Config {
+        key: "host_evidence.tpm",
+        why,
+    })?;
     let ctx = Arc::new(Ctx {
         host,
         journal,
@@ -358,6 +364,7 @@ pub async fn run(config: Config, events: Events) -> Result<(), DaemonError> {
         live: std::sync::Mutex::default(),
         names: Names::default(),
         endorsements,
+        host_evidence,
         metrics: Metrics::default(),
         heartbeat_now: Notify::new(),
     });
@@ -400,6 +407,11 @@ pub async fn run(config: Config, events: Events) -> Result<(), DaemonError> {
         app.registration.clone(),
     ));
     tasks.spawn(endorsements::keep(ctx.clone()));
+    tasks.spawn(host_evidence::keep(
+        ctx.clone(),
+        host_id,
+        app.registration.clone(),
+    ));
     tasks.spawn(upkeep::tidy(ctx, store));
     tasks.spawn(upkeep::watchdog());
     let server = axum::serve(listener, surface::router(app));

@@ -33,6 +33,7 @@ pub mod daemon;
 pub mod doctor;
 pub mod endorsements;
 pub mod events;
+pub mod host_evidence;
 pub mod inventory;
 pub mod journal;
 pub mod names;

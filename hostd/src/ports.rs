@@ -16,7 +16,8 @@ use async_trait::async_trait;
 use candid::Principal;
 use ledger::api::{
     Amount, AtRest, Confirmation, Contract, ContractId, Digest32, EvidenceRecord, HeartbeatArgs,
-    HostDelegation, ImageRef, LedgerError, LedgerInfo, OfferingId, OfferingSpec, Rewards, SubmitEvidenceArgs,
+    HostDelegation, HostEvidenceArgs, HostInfo, HostVerified, ImageRef, LedgerError, LedgerInfo, OfferingId,
+    OfferingSpec, Rewards, SubmitEvidenceArgs,
 };
 
 use crate::vmm::{AgentChannel, Taps, Vmm, VmmProcess};
@@ -92,6 +93,12 @@ pub trait LedgerPort: Send + Sync {
     async fn rewards(&self) -> Result<Rewards, LedgerCallError>;
     /// The evidence of a contract that the ledger verified last, and what it found.
     async fn evidence(&self, id: ContractId) -> Result<EvidenceRecord, LedgerCallError>;
+    /// What everybody may see of a host.
+    async fn host(&self, host: Principal) -> Result<HostInfo, LedgerCallError>;
+    /// The nonce that this host's own evidence must be bound to.
+    async fn host_nonce(&self) -> Result<Digest32, LedgerCallError>;
+    /// Hands in this host's own evidence.
+    async fn submit_host_evidence(&self, args: &HostEvidenceArgs) -> Result<HostVerified, LedgerCallError>;
     /// A sign of life.
     async fn heartbeat(&self, args: &HeartbeatArgs) -> Result<(), LedgerCallError>;
 }
@@ -292,6 +299,13 @@ pub struct EvidenceAsk {
     pub contract: ContractId,
     /// The ledger's nonce.
     pub nonce: Digest32,
+}
+
+/// This machine's TPM.
+#[async_trait]
+pub trait QuotePort: Send + Sync {
+    /// Quotes PCR 0 to 15 with `data` as qualifying data, and adds the event logs. The error is a sentence.
+    async fn quote(&self, data: [u8; 32]) -> Result<attestation::tpm::TpmEvidence, String>;
 }
 
 /// VMM processes, as facts of the machine.

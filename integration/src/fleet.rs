@@ -131,6 +131,7 @@ impl Fleet {
             },
             host: host.principal(),
             expires_at: u64::MAX,
+            attestation_key: None,
         })?;
         fs::write(world.path("delegation"), candid::encode_one(&delegation)?)?;
         let image = write_image(&world, &options.cmdline)?;

@@ -6,6 +6,7 @@
 //! it ([`crate::Roots::with_test_root`]), which every result then says (`test-root`). For tests, the simulator and the
 //! demo: never part of a shipped program (cargo feature `sim`).
 
+mod boot;
 mod certificates;
 mod der;
 mod nvidia;
@@ -16,6 +17,7 @@ use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 
 use crate::snp::{Product, TcbVersion};
+pub use boot::{BootImage, MeasuredBoot, ReferenceSigner};
 pub use certificates::CrlIssuer;
 use certificates::Issuer;
 pub use nvidia::{Gpu, GpuFacts, OcspSigner, OcspStatus, RimFacts};

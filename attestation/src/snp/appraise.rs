@@ -264,10 +264,15 @@ fn tcb_checks(authentic: &Authentic, product: Product, policy: &Policy) -> Vec<C
         expected,
         found,
     )];
+    let of_product = policy.product_tcb.get(&product).copied().unwrap_or_default();
     let floors = [
-        ("reported", policy.min_tcb.reported, reported),
-        ("committed", policy.min_tcb.committed, committed),
-        ("launch", policy.min_tcb.launch, launch),
+        ("reported", policy.min_tcb.reported.raised(of_product), reported),
+        (
+            "committed",
+            policy.min_tcb.committed.raised(of_product),
+            committed,
+        ),
+        ("launch", policy.min_tcb.launch.raised(of_product), launch),
     ];
     if floors.iter().all(|(_, floor, _)| floor.is_empty()) {
         let found = format!("reported {reported}");

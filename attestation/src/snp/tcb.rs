@@ -166,6 +166,17 @@ impl TcbFloor {
         .filter_map(|(part, value)| Some((part, value?)))
     }
 
+    /// The higher of both, part by part.
+    pub fn raised(self, other: Self) -> Self {
+        Self {
+            fmc: self.fmc.max(other.fmc),
+            bootloader: self.bootloader.max(other.bootloader),
+            tee: self.tee.max(other.tee),
+            snp: self.snp.max(other.snp),
+            microcode: self.microcode.max(other.microcode),
+        }
+    }
+
     /// The parts in which `version` is below this floor, with the floor and what was found.
     pub fn violations(self, version: TcbVersion) -> Vec<(TcbPart, u8, Option<u8>)> {
         self.parts()

@@ -360,7 +360,7 @@ fn measurement(
     let best = signed
         .map(|(statement, signer)| {
             (
-                compare_statement(authentic, explained, statement),
+                compare_statement(authentic, explained, statement, &policy.refused_images),
                 statement,
                 signer,
             )
@@ -392,8 +392,20 @@ fn compare_statement(
     authentic: &Authentic,
     explained: Option<&Explained<'_>>,
     statement: &Statement,
+    refused: &BTreeSet<String>,
 ) -> Vec<Check> {
     let mut lines = compare(authentic, &statement.pcrs);
+    if refused.contains(&statement.image) {
+        let expected = "an image that the policy doesn't refuse";
+        let reason = Reason::MeasurementMismatch;
+        lines.push(Check::of(
+            "appraise.measurement",
+            false,
+            reason,
+            expected,
+            &statement.image,
+        ));
+    }
     let Some(explained) = explained else {
         return lines;
     };

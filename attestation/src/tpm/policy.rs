@@ -27,6 +27,8 @@ pub struct TpmPolicy {
     pub pcrs: BTreeMap<HashAlg, BTreeMap<u8, Vec<Vec<u8>>>>,
     /// Who may sign reference values: P-256 keys. If any is named, signed reference values must be given and fit.
     pub reference_keys: Vec<ReferenceKey>,
+    /// Images (by the name that their signed reference values have) that are refused whoever signed for them.
+    pub refused_images: BTreeSet<String>,
     /// The event log must be there and replay to the quoted values.
     pub require_event_log: bool,
     /// UEFI's Secure Boot must be on, as a measured variable in the event log says.
@@ -75,6 +77,7 @@ impl Default for TpmPolicy {
             required_pcrs: BTreeMap::from([(HashAlg::Sha256, (0..=7).collect())]),
             pcrs: BTreeMap::new(),
             reference_keys: Vec::new(),
+            refused_images: BTreeSet::new(),
             require_event_log: false,
             require_secure_boot: false,
             min_firmware: None,
@@ -93,6 +96,7 @@ pub(crate) struct TpmPolicyFile {
     // TOML's keys are texts.
     pcrs: BTreeMap<HashAlg, BTreeMap<String, Vec<String>>>,
     reference_keys: Vec<String>,
+    refused_images: BTreeSet<String>,
     require_event_log: bool,
     require_secure_boot: bool,
     min_firmware: Option<u64>,
@@ -143,6 +147,7 @@ impl TpmPolicy {
                 .iter()
                 .map(reference_key)
                 .collect::<Result<_, _>>()?,
+            refused_images: file.refused_images.clone(),
             require_event_log: file.require_event_log,
             require_secure_boot: file.require_secure_boot,
             min_firmware: file.min_firmware,

@@ -63,6 +63,21 @@ pub(super) fn status(status: &Status) -> String {
         ledger.url, ledger.height
     );
     let _ = writeln!(text, "host      {}", ledger.host);
+    if let Some(trust) = &status.host_trust {
+        let runs = trust.image.as_deref().unwrap_or("unknown to the ledger");
+        let grade = if trust.verified {
+            "host-verified"
+        } else {
+            "host-signed"
+        };
+        let _ = writeln!(text, "trust     {grade}; runs {runs}");
+        if let Some(key) = trust.attestation_key.as_ref().filter(|_| !trust.verified) {
+            let _ = writeln!(text, "          attestation key {key}");
+        }
+        if let Some(trouble) = &trust.trouble {
+            let _ = writeln!(text, "  ! {trouble}");
+        }
+    }
     let share =
         |name: &str, share: &Share, unit: &str| format!("{name} {}/{}{unit}", share.used, share.total);
     let capacity = &status.capacity;

@@ -141,6 +141,17 @@ pub(super) fn faults(config: &Config, text: &str) -> Vec<Fault> {
         "is for tests: it needs host.test_platform = true",
     );
 
+    let own = &config.host_evidence;
+    let paths = own
+        .references
+        .iter()
+        .chain([&own.firmware_log, &own.userspace_log]);
+    check(
+        paths.into_iter().all(|path| absolute(path)),
+        "host_evidence",
+        ABSOLUTE,
+    );
+
     let names = &config.names;
     for (key, value) in [
         ("names.retry_max_s", names.retry_max_s),

@@ -75,6 +75,9 @@ pub struct Config {
     /// Where the makers' certificates and lists come from.
     #[serde(default)]
     pub endorsements: EndorsementsConfig,
+    /// Quotes of this host's TPM.
+    #[serde(default)]
+    pub host_evidence: HostEvidenceConfig,
     /// Images and disks: the store's own settings.
     pub storage: StorageConfig,
     /// Virtual machine monitors.
@@ -213,6 +216,31 @@ impl EndorsementsConfig {
     pub fn sources(&self) -> Result<Sources, SourcesError> {
         let [kds, pcs, rim, ocsp] = [&self.kds, &self.pcs, &self.rim, &self.ocsp].map(Option::as_deref);
         Sources::new(kds, pcs, rim, ocsp)
+    }
+}
+
+/// `[host_evidence]`: what this host shows of itself, for the grade `host-verified`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HostEvidenceConfig {
+    /// The TPM, as tpm2-tss names it (`device:/dev/tpmrm0`); without one the host's word is all there is.
+    pub tpm: Option<String>,
+    /// Signed reference values of the images that this host may run: files, or folders of `*.json`.
+    pub references: Vec<PathBuf>,
+    /// The firmware's event log.
+    pub firmware_log: PathBuf,
+    /// systemd's event log.
+    pub userspace_log: PathBuf,
+}
+
+impl Default for HostEvidenceConfig {
+    fn default() -> Self {
+        Self {
+            tpm: None,
+            references: Vec::new(),
+            firmware_log: "/sys/kernel/security/tpm0/binary_bios_measurements".into(),
+            userspace_log: "/run/log/systemd/tpm2-measure.log".into(),
+        }
     }
 }
 

@@ -75,6 +75,8 @@ pub fn offering_spec(config: &Config, ctx: &Ctx, inventory: &Inventory) -> Resul
         },
         best_grade: if confidential {
             Grade::HardwareVerified
+        } else if ctx.host_evidence.is_on() {
+            Grade::HostVerified
         } else {
             Grade::HostSigned
         },

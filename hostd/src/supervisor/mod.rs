@@ -35,6 +35,7 @@ pub use self::watcher::{LedgerSight, Snapshot};
 use crate::allocator::{Capacity, Refusal};
 use crate::config::DeadlineConfig;
 use crate::endorsements::Keeper;
+use crate::host_evidence::HostEvidence;
 use crate::journal::{Journal, JournalError};
 use crate::names::Names;
 use crate::ports::{Host, StorageError};
@@ -113,6 +114,8 @@ pub struct Ctx {
     pub names: Names,
     /// What evidence needs beside itself.
     pub endorsements: Keeper,
+    /// What this host itself shows.
+    pub host_evidence: HostEvidence,
     /// Counts and times.
     pub metrics: Metrics,
     /// Woken when the ledger should hear something before the next heartbeat is due.

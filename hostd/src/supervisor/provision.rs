@@ -258,6 +258,9 @@ impl Actor {
         };
         let evidence = self.interruptible(asking).await?;
         let evidence = self.interruptible(ctx.endorsements.complete(evidence)).await?;
+        let contract = self.record().contract.clone();
+        let attaching = ctx.host_evidence.attach(&contract, &ask, evidence);
+        let evidence = self.interruptible(attaching).await?;
         if evidence.len() > EVIDENCE_MAX {
             let bytes = evidence.len();
             return Err(StepError::Failed(format!(

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::events::LogEvent;
+use crate::host_evidence::HostTrust;
 use crate::inventory::Probe;
 use crate::journal::{Maintenance, Quarantined, Removal, Step, StepLine};
 use crate::names::OwnName;
@@ -41,6 +42,9 @@ pub struct Status {
     pub quarantine: Vec<Quarantined>,
     /// Whether confidential kinds are simulated here.
     pub test_platform: bool,
+    /// What the ledger makes of this host's own evidence; `None`: no TPM is configured.
+    #[serde(default)]
+    pub host_trust: Option<HostTrust>,
 }
 
 /// The ledger, as seen from here.

@@ -208,6 +208,7 @@ impl App {
             vmms: self.vmms(),
             quarantine: journal.quarantine().await?,
             test_platform: self.config.host.test_platform,
+            host_trust: self.ctx.host_evidence.trust(),
         })
     }
 

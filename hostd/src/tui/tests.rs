@@ -71,6 +71,7 @@ fn status() -> Status {
         },
         vmms: vec![],
         quarantine: vec![],
+        host_trust: None,
         test_platform: false,
     }
 }

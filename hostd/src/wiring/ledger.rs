@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use ::ledger::api::{
     Amount, Confirmation, Contract, ContractId, Digest32, EvidenceRecord, HeartbeatArgs, HostDelegation,
-    LedgerInfo, OfferingId, OfferingSpec, RefuseArgs, Rewards, SubmitEvidenceArgs, VmGoneArgs,
+    HostEvidenceArgs, HostInfo, HostVerified, LedgerInfo, OfferingId, OfferingSpec, RefuseArgs, Rewards,
+    SubmitEvidenceArgs, VmGoneArgs,
 };
 use ::ledger::client::{Client, ClientError};
 use async_trait::async_trait;
@@ -125,6 +126,19 @@ impl LedgerPort for Ledger {
 
     async fn evidence(&self, id: ContractId) -> Result<EvidenceRecord, LedgerCallError> {
         call("evidence", CALL, self.0.evidence(id)).await
+    }
+
+    async fn host(&self, host: Principal) -> Result<HostInfo, LedgerCallError> {
+        call("host", CALL, self.0.host(host)).await
+    }
+
+    async fn host_nonce(&self) -> Result<Digest32, LedgerCallError> {
+        call("host_nonce", CALL, self.0.host_nonce()).await
+    }
+
+    async fn submit_host_evidence(&self, args: &HostEvidenceArgs) -> Result<HostVerified, LedgerCallError> {
+        let submitting = self.0.submit_host_evidence(args.clone());
+        call("submit_host_evidence", CALL, submitting).await
     }
 
     async fn heartbeat(&self, args: &HeartbeatArgs) -> Result<(), LedgerCallError> {

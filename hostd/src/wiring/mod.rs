@@ -6,6 +6,7 @@ mod dns;
 mod ledger;
 mod network;
 mod storage;
+mod tpm;
 
 pub use self::agent::GuestAgent;
 pub use self::devices::Vfio;
@@ -13,6 +14,7 @@ pub use self::dns::Dns;
 pub use self::ledger::Ledger;
 pub use self::network::TenantNetworks;
 pub use self::storage::Storage;
+pub use self::tpm::tpm;
 
 /// An error with its causes, in one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {

@@ -396,6 +396,7 @@ impl Life {
             launches: Semaphore::new(8),
             live: Mutex::default(),
             endorsements: hostd::endorsements::Keeper::off(),
+            host_evidence: hostd::host_evidence::HostEvidence::off(),
             names: Names::default(),
             metrics: Metrics::default(),
             heartbeat_now: Notify::new(),

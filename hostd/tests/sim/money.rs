@@ -8,9 +8,9 @@ use candid::Principal;
 use hostd::ports::{LedgerCallError, LedgerPort};
 use ledger::api::{
     Amount, AtRest, Confirmation, Contract, ContractId, ContractState, DCT, Digest32, EndReason, Escrow,
-    EvidenceRecord, Grade, HeartbeatArgs, HostDelegation, ImageRef, LedgerError, LedgerInfo, OfferingId,
-    OfferingSpec, PortRequest, Quota, RentArgs, Request, Rewards, SubmitEvidenceArgs, TcbFloor, Transport,
-    VmKind,
+    EvidenceRecord, Grade, HeartbeatArgs, HostDelegation, HostEvidenceArgs, HostInfo, HostVerified, ImageRef,
+    LedgerError, LedgerInfo, OfferingId, OfferingSpec, PortRequest, Quota, RentArgs, Request, Rewards,
+    SubmitEvidenceArgs, TcbFloor, Transport, VmKind,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -177,6 +177,8 @@ impl LedgerPort for SimLedger {
                 fee_bps: 200,
                 dao_bps: 5000,
                 transfer_fee: 1,
+                host_images: Default::default(),
+                min_tcb: Default::default(),
             })
         })
     }
@@ -225,6 +227,23 @@ impl LedgerPort for SimLedger {
                         r#"{"checks":[{"id":"report-data","outcome":"passed","expected":"00","found":"00"}]}"#
                             .into(),
                 },
+            })
+        })
+    }
+
+    async fn host(&self, host: Principal) -> Result<HostInfo, LedgerCallError> {
+        let what = format!("host {host}");
+        self.read("host", |_| Err(LedgerError::NotFound { what: what.clone() }))
+    }
+
+    async fn host_nonce(&self) -> Result<Digest32, LedgerCallError> {
+        self.read("host_nonce", |_| Ok(Digest32::from_slice(&[8; 32]).unwrap()))
+    }
+
+    async fn submit_host_evidence(&self, _: &HostEvidenceArgs) -> Result<HostVerified, LedgerCallError> {
+        self.read("submit_host_evidence", |_| {
+            Err(LedgerError::NotAllowed {
+                why: "simulated".into(),
             })
         })
     }

@@ -3,7 +3,7 @@
 use candid::{CandidType, Principal};
 use serde::{Deserialize, Serialize};
 
-use super::{Amount, ContractId, Digest32, TimeNs};
+use super::{Amount, ContractId, Digest32, TcbFloor, TimeNs};
 
 /// What a client must know of the ledger it talks to.
 #[derive(Clone, Debug, PartialEq, Eq, CandidType, Serialize, Deserialize)]
@@ -30,6 +30,45 @@ pub struct LedgerInfo {
     pub dao_bps: u32,
     /// Fee of an ICRC-1 transfer.
     pub transfer_fee: Amount,
+    /// What hosts must have booted for `host-verified`.
+    pub host_images: HostImages,
+    /// Floors for TCB versions of SEV-SNP that hold beside those of requests.
+    pub min_tcb: ProductFloors,
+}
+
+/// Which images a host may run to be `host-verified`.
+#[derive(Clone, Debug, PartialEq, Eq, CandidType, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HostImages {
+    /// Who signs reference values of known versions: P-256 public keys, PEM; at most 16. Every version that one of them
+    /// signed for is known, so that an old and a new one count together while hosts are being updated.
+    pub keys: Vec<String>,
+    /// Versions that don't count any more, by the name in their reference values; at most 256.
+    pub refused: Vec<String>,
+    /// How long a host's quote counts after its nonce was made, ledger seconds.
+    pub valid_s: u64,
+}
+
+impl Default for HostImages {
+    fn default() -> Self {
+        Self {
+            keys: Vec::new(),
+            refused: Vec::new(),
+            valid_s: 86_400,
+        }
+    }
+}
+
+/// A floor for each product line of SEV-SNP. Where there is none, a request must give one of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, CandidType, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProductFloors {
+    /// EPYC 7003.
+    pub milan: Option<TcbFloor>,
+    /// EPYC 9004 and 8004.
+    pub genoa: Option<TcbFloor>,
+    /// EPYC 9005.
+    pub turin: Option<TcbFloor>,
 }
 
 /// A change of somebody's reputation.

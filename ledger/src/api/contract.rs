@@ -217,8 +217,8 @@ pub struct RefuseArgs {
 pub struct SubmitEvidenceArgs {
     /// Which contract.
     pub contract: ContractId,
-    /// CBOR of `attestation::Composite` (a VM, alone or with its GPUs), or of an `attestation::Bundle` of that and its
-    /// makers' endorsements; at most `EVIDENCE_MAX` bytes.
+    /// CBOR of `attestation::Composite` (a VM, alone or with its GPUs or its host), or of an `attestation::Bundle` of
+    /// that and its makers' endorsements; at most `EVIDENCE_MAX` bytes.
     #[serde(with = "serde_bytes")]
     pub evidence: Vec<u8>,
     /// How the VM is reached.
@@ -230,7 +230,8 @@ pub struct SubmitEvidenceArgs {
 pub struct Confirmation {
     /// The grade reached.
     pub grade: Grade,
-    /// What the chain rests on: `pinned`, `test-root`, or `none` where only the host speaks.
+    /// What the chain rests on: `pinned`, `test-root`, `policy` (an attestation key that the provider named), or `none`
+    /// where only the host speaks.
     pub trust: String,
     /// The attestation result (EAR) as JSON.
     pub result: String,

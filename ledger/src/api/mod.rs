@@ -19,10 +19,12 @@
 //! | `extend(ExtendArgs)`, `cancel(ContractId)` | update | the contract's developer |
 //! | `vm_gone(VmGoneArgs)`, `released(ContractId)`, `heartbeat(HeartbeatArgs)` | update | the contract's host |
 //! | `settle(ContractId)` | update | anyone: pushes an overdue step, pays what has accrued |
+//! | `host_nonce()`, `submit_host_evidence(HostEvidenceArgs)` | update | the host, for itself |
 //! | `check_in()` | update | a provider: takes part in the reward block that runs |
 //! | `penalise(PenaliseArgs)` | update | a side of the contract |
 //! | `contract(ContractId)` → `Contract`, `evidence(ContractId)` → `EvidenceRecord` | query | anyone |
 //! | `host_contracts(principal)` → every contract of that host that is not yet `released` | query | the host |
+//! | `host(principal)` → `HostInfo`, `hosts()`, `host_evidence(principal)` → `EvidenceRecord` | query | anyone |
 //! | `account_contracts(principal)`, `reputation(principal)`, `rewards()`, `offerings()`, `invariants()` | query | anyone |
 //!
 //! Every update answers `Result<T, LedgerError>` (Candid `variant { Ok; Err }`), and so do the queries that can miss:
@@ -32,10 +34,12 @@
 //! | `()` | `register_*`, `withdraw_offering`, `accept`, `refuse`, `vm_gone`, `released`, `heartbeat` |
 //! | `OfferingId`, `ContractId`, `Digest32`, `Confirmation` | `publish_offering`, `rent`, `contract_nonce`, `submit_evidence` |
 //! | `Contract` (as it is now) | `extend`, `cancel`, `settle` |
+//! | `Digest32`, `HostVerified` | `host_nonce`, `submit_host_evidence` |
 //! | `CheckIn`, `Penalty` | `check_in`, `penalise` |
 //! | `Vec<Match>`, `Vec<WhyNot>`, `Contract`, `EvidenceRecord` | queries `match_offerings`, `why_not`, `contract`, `evidence` |
+//! | `HostInfo`, `EvidenceRecord` | queries `host`, `host_evidence` |
 //!
-//! The other queries answer plainly: `LedgerInfo`, `Vec<Contract>`, `Reputation`, `Rewards`, `Vec<Offering>`, `Invariants`.
+//! The other queries answer plainly: `LedgerInfo`, `Vec<Contract>`, `Vec<HostInfo>`, `Reputation`, `Rewards`, `Vec<Offering>`, `Invariants`.
 //! Enum variants are renamed one by one: `candid`'s derive doesn't know serde's `rename_all`, and a type that names its
 //! variants otherwise than its decoder can't be read back.
 //! Beside the standard interface a node offers `GET /dc/v1/wait?after=HEIGHT&timeout_ms=N`: it answers
@@ -48,7 +52,7 @@ mod market;
 mod registry;
 mod reward;
 
-pub use books::{Invariants, LedgerInfo, Reputation, ReputationChange};
+pub use books::{HostImages, Invariants, LedgerInfo, ProductFloors, Reputation, ReputationChange};
 pub use contract::{
     Confirmation, Contract, ContractState, EndReason, Endpoint, Escrow, EvidenceRecord, ExtendArgs, ImageRef,
     LeasedPort, PortRequest, RefuseArgs, RentArgs, SubmitEvidenceArgs, TcbFloor, Transport, VmGoneArgs,
@@ -58,7 +62,9 @@ pub use market::{
     AtRest, Capacity, Grade, Match, Mismatch, Offering, OfferingSpec, PriceList, Quota, Request, VmKind,
     WhyNot,
 };
-pub use registry::{HeartbeatArgs, HostDelegation, HostStatement, ProviderProfile};
+pub use registry::{
+    HeartbeatArgs, HostDelegation, HostEvidenceArgs, HostInfo, HostStatement, HostVerified, ProviderProfile,
+};
 pub use reward::{CheckIn, Payout, PenaliseArgs, Penalty, Rewards, Ticked};
 
 pub use crate::bytes::{Bytes, BytesError};
@@ -77,6 +83,9 @@ pub type Digest32 = Bytes<32>;
 
 /// An SNP launch digest (AMD 56860, `MEASUREMENT`) or a TDX MRTD: SHA-384.
 pub type Measurement = Bytes<48>;
+
+/// What a TPM names a key by (TPM 2.0 Part 1, "Names"), with SHA-256: 00 0b and the digest of its public area.
+pub type TpmName = Bytes<34>;
 
 /// Numbers an offering, in order of publication.
 pub type OfferingId = u64;

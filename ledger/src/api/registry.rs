@@ -3,7 +3,7 @@
 use candid::{CandidType, Principal};
 use serde::{Deserialize, Serialize};
 
-use super::{ContractId, Digest32, TimeNs};
+use super::{ContractId, Digest32, Grade, TimeNs, TpmName};
 
 /// Who a provider is: providers are identifiable and bound by a legal contract [5.1].
 #[derive(Clone, Debug, PartialEq, Eq, CandidType, Serialize, Deserialize)]
@@ -30,6 +30,9 @@ pub struct HostStatement {
     pub host: Principal,
     /// The statement counts for nothing from here on.
     pub expires_at: TimeNs,
+    /// The name of the host's attestation key, which its TPM quotes with. Without one the host is never
+    /// `host-verified`. The provider vouches that this key lives in the TPM of that machine.
+    pub attestation_key: Option<TpmName>,
 }
 
 /// A `HostStatement` with the provider's signature over it.
@@ -43,6 +46,59 @@ pub struct HostDelegation {
     /// Raw signature, 64 bytes.
     #[serde(with = "serde_bytes")]
     pub signature: Vec<u8>,
+}
+
+/// `submit_host_evidence`.
+#[derive(Clone, Debug, PartialEq, Eq, CandidType, Serialize, Deserialize)]
+pub struct HostEvidenceArgs {
+    /// CBOR of `attestation::tpm::TpmEvidence` whose quote holds `attestation::HostBinding` of the ledger's last nonce
+    /// for this host, or of an `attestation::Bundle` of that and signed reference values; at most `EVIDENCE_MAX` bytes.
+    #[serde(with = "serde_bytes")]
+    pub evidence: Vec<u8>,
+}
+
+/// What a host's last evidence proved.
+#[derive(Clone, Debug, PartialEq, Eq, CandidType, Serialize, Deserialize)]
+pub struct HostVerified {
+    /// The image that it runs, by the name that the signed reference values have.
+    pub image: String,
+    /// When the ledger verified it.
+    pub at: TimeNs,
+    /// It counts until then: so long after its nonce was made.
+    pub until: TimeNs,
+}
+
+/// A host, for anyone to see.
+#[derive(Clone, Debug, PartialEq, Eq, CandidType, Serialize, Deserialize)]
+pub struct HostInfo {
+    /// Its key's principal.
+    pub host: Principal,
+    /// Whose it is.
+    pub provider: Principal,
+    /// hostd's version, as the host says.
+    pub version: String,
+    /// It takes no new contracts.
+    pub draining: bool,
+    /// When it was last heard of, to a minute.
+    pub heard_at: TimeNs,
+    /// Its provider's delegation ends then.
+    pub delegated_until: TimeNs,
+    /// The attestation key that the delegation names.
+    pub attestation_key: Option<TpmName>,
+    /// What its last evidence proved; it may be over (`until`).
+    pub verified: Option<HostVerified>,
+    /// Why its last evidence was refused.
+    pub refusals: Vec<String>,
+}
+
+impl HostInfo {
+    /// What a plain VM on this host can be confirmed as, at the ledger's time `now`.
+    pub fn grade(&self, now: TimeNs) -> Grade {
+        match &self.verified {
+            Some(verified) if now < verified.until => Grade::HostVerified,
+            _ => Grade::HostSigned,
+        }
+    }
 }
 
 /// `heartbeat`.

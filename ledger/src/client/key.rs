@@ -312,6 +312,7 @@ mod tests {
                 },
                 host: Principal::from_slice(&[2]),
                 expires_at: 9,
+                attestation_key: None,
             };
             let delegation = key.sign_host_delegation(statement.clone()).unwrap();
             let message = crypto::host_delegation_message(&statement).unwrap();

@@ -7,9 +7,9 @@ use icrc_ledger_types::icrc1::transfer::{TransferArg, TransferError};
 use super::{Arguments::One, Client, ClientError, NOTHING};
 use crate::api::{
     Amount, CheckIn, Confirmation, Contract, ContractId, Digest32, EvidenceRecord, ExtendArgs, HeartbeatArgs,
-    HostDelegation, Invariants, LedgerInfo, Match, Offering, OfferingId, OfferingSpec, PenaliseArgs, Penalty,
-    ProviderProfile, RefuseArgs, RentArgs, Reputation, Request, Rewards, SubmitEvidenceArgs, VmGoneArgs,
-    WhyNot,
+    HostDelegation, HostEvidenceArgs, HostInfo, HostVerified, Invariants, LedgerInfo, Match, Offering,
+    OfferingId, OfferingSpec, PenaliseArgs, Penalty, ProviderProfile, RefuseArgs, RentArgs, Reputation,
+    Request, Rewards, SubmitEvidenceArgs, VmGoneArgs, WhyNot,
 };
 
 /// What anyone may read.
@@ -57,6 +57,21 @@ impl Client {
     /// Every contract of a host that is not yet released.
     pub async fn host_contracts(&self, host: Principal) -> Result<Vec<Contract>, ClientError> {
         self.query("host_contracts", One(host)).await
+    }
+
+    /// One host.
+    pub async fn host(&self, host: Principal) -> Result<HostInfo, ClientError> {
+        self.query_result("host", One(host)).await
+    }
+
+    /// All hosts.
+    pub async fn hosts(&self) -> Result<Vec<HostInfo>, ClientError> {
+        self.query("hosts", NOTHING).await
+    }
+
+    /// The last verified evidence of a host.
+    pub async fn host_evidence(&self, host: Principal) -> Result<EvidenceRecord, ClientError> {
+        self.query_result("host_evidence", One(host)).await
     }
 
     /// Every contract of a developer or provider.
@@ -170,6 +185,19 @@ impl Client {
     /// Evidence for a contract; the ledger verifies it.
     pub async fn submit_evidence(&self, arguments: SubmitEvidenceArgs) -> Result<Confirmation, ClientError> {
         self.update_result("submit_evidence", One(arguments)).await
+    }
+
+    /// A fresh nonce that the host's next own evidence must be bound to.
+    pub async fn host_nonce(&self) -> Result<Digest32, ClientError> {
+        self.update_result("host_nonce", NOTHING).await
+    }
+
+    /// The host's own evidence; the ledger verifies it.
+    pub async fn submit_host_evidence(
+        &self,
+        arguments: HostEvidenceArgs,
+    ) -> Result<HostVerified, ClientError> {
+        self.update_result("submit_host_evidence", One(arguments)).await
     }
 
     /// The VM is gone: accrual stops.

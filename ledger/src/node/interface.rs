@@ -9,9 +9,9 @@ use icrc_ledger_types::icrc1::transfer::{TransferArg, TransferError};
 
 use crate::api::{
     CheckIn, Confirmation, Contract, ContractId, Digest32, EvidenceRecord, ExtendArgs, HeartbeatArgs,
-    HostDelegation, Invariants, LedgerError, LedgerInfo, Match, Offering, OfferingId, OfferingSpec,
-    PenaliseArgs, Penalty, ProviderProfile, RefuseArgs, RentArgs, Reputation, Request, Rewards,
-    SubmitEvidenceArgs, VmGoneArgs, WhyNot,
+    HostDelegation, HostEvidenceArgs, HostInfo, HostVerified, Invariants, LedgerError, LedgerInfo, Match,
+    Offering, OfferingId, OfferingSpec, PenaliseArgs, Penalty, ProviderProfile, RefuseArgs, RentArgs,
+    Reputation, Request, Rewards, SubmitEvidenceArgs, VmGoneArgs, WhyNot,
 };
 
 /// An entry of `icrc1_supported_standards`.
@@ -88,6 +88,9 @@ pub fn interface() -> String {
     s.query::<ContractId, Result<Contract, LedgerError>>("contract");
     s.query::<ContractId, Result<EvidenceRecord, LedgerError>>("evidence");
     s.query::<Principal, Vec<Contract>>("host_contracts");
+    s.query::<Principal, Result<HostInfo, LedgerError>>("host");
+    s.read::<Vec<HostInfo>>("hosts");
+    s.query::<Principal, Result<EvidenceRecord, LedgerError>>("host_evidence");
     s.query::<Principal, Vec<Contract>>("account_contracts");
     s.query::<Principal, Reputation>("reputation");
     s.read::<Rewards>("rewards");
@@ -108,6 +111,9 @@ pub fn interface() -> String {
     s.update::<VmGoneArgs, ()>("vm_gone");
     s.update::<ContractId, ()>("released");
     s.update::<HeartbeatArgs, ()>("heartbeat");
+    let ret = s.types.add::<Result<Digest32, LedgerError>>();
+    s.add("host_nonce", vec![], vec![], ret);
+    s.update::<HostEvidenceArgs, HostVerified>("submit_host_evidence");
     s.update::<ContractId, Contract>("settle");
     let ret = s.types.add::<Result<CheckIn, LedgerError>>();
     s.add("check_in", vec![], vec![], ret);
@@ -148,6 +154,6 @@ mod tests {
             };
             assert_eq!(method_kind(name), Some(kind), "{method}");
         }
-        assert_eq!(starts.len(), 39, "{service}");
+        assert_eq!(starts.len(), 44, "{service}");
     }
 }

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use super::block::ARGUMENT_MAX;
 use crate::api::{
     CheckIn, Confirmation, Contract, ContractId, Digest32, ExtendArgs, HeartbeatArgs, HostDelegation,
-    LedgerError, OfferingId, OfferingSpec, PenaliseArgs, Penalty, ProviderProfile, RefuseArgs, RentArgs,
-    SubmitEvidenceArgs, Ticked, VmGoneArgs,
+    HostEvidenceArgs, HostVerified, LedgerError, OfferingId, OfferingSpec, PenaliseArgs, Penalty,
+    ProviderProfile, RefuseArgs, RentArgs, SubmitEvidenceArgs, Ticked, VmGoneArgs,
 };
 
 /// The method name of `Command::Tick` in blocks; no caller can say it.
@@ -52,6 +52,10 @@ pub enum Command {
     Released(ContractId),
     /// `heartbeat`.
     Heartbeat(HeartbeatArgs),
+    /// `host_nonce`.
+    HostNonce,
+    /// `submit_host_evidence`.
+    SubmitHostEvidence(HostEvidenceArgs),
     /// `settle`.
     Settle(ContractId),
     /// `check_in`.
@@ -73,8 +77,10 @@ pub enum Reply {
     Offering(OfferingId),
     /// `rent`.
     Contract(ContractId),
-    /// `contract_nonce`.
+    /// `contract_nonce`, `host_nonce`.
     Nonce(Digest32),
+    /// `submit_host_evidence`.
+    HostVerified(HostVerified),
     /// `submit_evidence`.
     Confirmed(Confirmation),
     /// `extend`, `cancel`, `settle`: the contract as it is now.
@@ -131,6 +137,9 @@ const QUERIES: &[&str] = &[
     "contract",
     "evidence",
     "host_contracts",
+    "host",
+    "hosts",
+    "host_evidence",
     "account_contracts",
     "reputation",
     "rewards",
@@ -155,6 +164,8 @@ const UPDATES: &[&str] = &[
     "vm_gone",
     "released",
     "heartbeat",
+    "host_nonce",
+    "submit_host_evidence",
     "settle",
     "check_in",
     "penalise",
@@ -238,6 +249,8 @@ impl Command {
             "vm_gone" => Self::VmGone(decode(method, argument)?),
             "released" => Self::Released(decode(method, argument)?),
             "heartbeat" => Self::Heartbeat(decode(method, argument)?),
+            "host_nonce" => nothing(method, argument).map(|()| Self::HostNonce)?,
+            "submit_host_evidence" => Self::SubmitHostEvidence(decode(method, argument)?),
             "settle" => Self::Settle(decode(method, argument)?),
             "check_in" => nothing(method, argument).map(|()| Self::CheckIn)?,
             "penalise" => Self::Penalise(decode(method, argument)?),
@@ -270,6 +283,8 @@ impl Command {
             Self::VmGone(a) => ("vm_gone", encode(a)),
             Self::Released(a) => ("released", encode(a)),
             Self::Heartbeat(a) => ("heartbeat", encode(a)),
+            Self::HostNonce => ("host_nonce", encode_nothing()),
+            Self::SubmitHostEvidence(a) => ("submit_host_evidence", encode(a)),
             Self::Settle(a) => ("settle", encode(a)),
             Self::CheckIn => ("check_in", encode_nothing()),
             Self::Penalise(a) => ("penalise", encode(a)),
@@ -291,6 +306,7 @@ pub fn encode_reply(result: &Result<Reply, LedgerError>) -> Vec<u8> {
         Ok(Reply::Offering(id)) => ok(id),
         Ok(Reply::Contract(id)) => ok(id),
         Ok(Reply::Nonce(nonce)) => ok(nonce),
+        Ok(Reply::HostVerified(verified)) => ok(verified),
         Ok(Reply::Confirmed(confirmation)) => ok(confirmation),
         Ok(Reply::Now(contract)) => ok(contract.as_ref()),
         Ok(Reply::CheckedIn(check_in)) => ok(check_in),

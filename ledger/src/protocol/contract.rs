@@ -14,7 +14,7 @@ use candid::Principal;
 use super::block::hash;
 use super::command::encode;
 use super::evidence;
-use super::offering::{check_request, price_of, price_per_hour};
+use super::offering::{check_request, needs_verified_host, price_of, price_per_hour};
 use super::settlement::SECOND;
 use super::state::Record;
 use super::text;
@@ -438,7 +438,7 @@ impl Txn<'_> {
                 contract.nonce = None;
                 contract.grade = appraised.confirmation.grade;
                 contract.endpoint = Some(args.endpoint.clone());
-                contract.refusals.clear();
+                contract.refusals = appraised.host_refusals;
                 record.evidence = Some(EvidenceRecord {
                     evidence: args.evidence.clone(),
                     nonce,
@@ -458,14 +458,14 @@ impl Txn<'_> {
         nonce: &Digest32,
         bytes: &[u8],
     ) -> Result<evidence::Appraised, evidence::Refusal> {
-        let appraised = evidence::appraise(
-            &self.state.genesis,
-            self.state.ledger,
-            contract,
-            nonce,
-            bytes,
-            self.now,
-        )?;
+        let host = self.hosts.get(&contract.host);
+        let judge = evidence::Judge {
+            genesis: &self.state.genesis,
+            ledger: self.state.ledger,
+            attestation_key: host.and_then(|host| host.attestation_key),
+            now: self.now,
+        };
+        let appraised = judge.contract(contract, nonce, bytes)?;
         match appraised.chip.and_then(|chip| self.chips.get(&chip)) {
             Some(host) if *host != contract.host => Err(evidence::Refusal {
                 reasons: vec![format!(
@@ -498,6 +498,14 @@ impl Txn<'_> {
         if host.is_none_or(|host| host.draining || host.delegated_until <= self.now) {
             return Err(not_allowed(
                 "the host takes no new periods: it is being drained, or its delegation has expired",
+            ));
+        }
+        let verified = host.and_then(|host| host.verified.as_ref());
+        if needs_verified_host(&record.contract.args.request)
+            && verified.is_none_or(|verified| verified.until <= self.now)
+        {
+            return Err(not_allowed(
+                "the contract asks for host-verified, and the ledger has no current evidence of its host",
             ));
         }
         // Paying what has accrued first keeps the books simple to read: one step, one line of history.

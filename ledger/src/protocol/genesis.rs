@@ -3,14 +3,24 @@
 //! A genesis that isn't a demo starts with no token at all: the paper knows no way in but block rewards [5.4]. A demo
 //! says so in `demo = true`, and only then may it name balances, test roots and a fast clock.
 
+use attestation::tpm::ReferenceKey;
 use candid::{CandidType, Principal};
 use serde::{Deserialize, Serialize};
 
 use super::block::hash;
-use crate::api::{Amount, DCT, Digest32, TimeNs};
+use crate::api::{Amount, DCT, Digest32, HostImages, ProductFloors, TcbFloor, TimeNs};
 
 /// The supply that the paper caps the token at [5.4]; genesis balances must stay below it too.
 pub const SUPPLY_MAX: Amount = 21_000_000 * DCT;
+
+/// A demo's floor for Genoa: what the simulated platform has. It says nothing of which real firmware is safe.
+const DEMO_FLOOR: TcbFloor = TcbFloor {
+    fmc: None,
+    bootloader: Some(10),
+    tee: Some(0),
+    snp: Some(23),
+    microcode: Some(84),
+};
 
 /// Everything that a ledger starts with.
 #[derive(Clone, Debug, PartialEq, Eq, CandidType, Serialize, Deserialize)]
@@ -30,6 +40,13 @@ pub struct Genesis {
     pub fees_wallet: Principal,
     /// The numbers.
     pub parameters: Parameters,
+    /// What hosts must have booted for `host-verified`.
+    #[serde(default)]
+    pub host_images: HostImages,
+    /// Floors for TCB versions of SEV-SNP; a request may only raise them. Evidence of a product without one, here or in
+    /// the request, is refused.
+    #[serde(default)]
+    pub min_tcb: ProductFloors,
     /// Balances out of nothing; only in a demo.
     #[serde(default)]
     pub balances: Vec<InitialBalance>,
@@ -124,6 +141,11 @@ impl Genesis {
                 check_in_bps: 100,
                 period_max_s: 366 * 86_400,
             },
+            host_images: HostImages::default(),
+            min_tcb: ProductFloors {
+                genoa: Some(DEMO_FLOOR),
+                ..ProductFloors::default()
+            },
             balances: Vec::new(),
             test_roots: Vec::new(),
         }
@@ -195,6 +217,20 @@ impl Genesis {
             if !(1..=100 * 366 * 86_400).contains(&seconds) {
                 return wrong(field, "from 1 second to 100 years");
             }
+        }
+        let images = &self.host_images;
+        if images.keys.len() > 16 || images.refused.len() > 256 {
+            return wrong("host_images", "at most 16 keys and 256 refused images");
+        }
+        if images
+            .keys
+            .iter()
+            .any(|pem| ReferenceKey::parse(pem.as_bytes()).is_none())
+        {
+            return wrong("host_images.keys", "P-256 public keys in PEM");
+        }
+        if !(60..=366 * 86_400).contains(&images.valid_s) {
+            return wrong("host_images.valid_s", "from 60 seconds to 366 days");
         }
         if p.confirm_timeout_per_gib_s > 86_400 * 1_000 {
             return wrong("parameters.confirm_timeout_per_gib_s", "at most 1000 days");

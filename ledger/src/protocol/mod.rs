@@ -44,6 +44,7 @@ pub mod command;
 mod contract;
 mod evidence;
 pub mod genesis;
+mod host_evidence;
 mod offering;
 mod query;
 mod registry;
@@ -92,6 +93,10 @@ impl txn::Txn<'_> {
             Command::VmGone(args) => self.vm_gone(caller, args).map(done),
             Command::Released(id) => self.released(caller, id).map(done),
             Command::Heartbeat(args) => self.heartbeat(caller, args).map(done),
+            Command::HostNonce => self.host_nonce(caller).map(Reply::Nonce),
+            Command::SubmitHostEvidence(args) => {
+                self.submit_host_evidence(caller, args).map(Reply::HostVerified)
+            }
             Command::Settle(id) => self
                 .settle(caller, id)
                 .map(|contract| Reply::Now(Box::new(contract))),

@@ -329,12 +329,21 @@ impl State {
             kind_name(VmKind::Tdx).to_owned(),
             "this ledger can't verify TDX evidence yet".to_owned(),
         );
-        check(
-            request.kind != VmKind::Plain || request.min_grade <= Grade::HostSigned,
-            "min_grade",
-            grade_name(request.min_grade).to_owned(),
-            "this ledger can't verify a host's TPM quote yet: host-signed for plain VMs".to_owned(),
-        );
+        if needs_verified_host(request) {
+            let verified = self
+                .hosts
+                .get(&offering.host)
+                .and_then(|host| host.verified.as_ref());
+            check(
+                verified.is_some_and(|verified| now < verified.until),
+                "min_grade",
+                grade_name(request.min_grade).to_owned(),
+                match verified {
+                    Some(_) => "host-signed: the host's evidence is too old".to_owned(),
+                    None => "host-signed: the ledger hasn't verified what the host runs".to_owned(),
+                },
+            );
+        }
         check(
             request.at_rest == AtRest::Any || spec.at_rest == AtRest::Encrypted,
             "at_rest",
@@ -439,6 +448,11 @@ impl State {
         });
         Ok(all.filter(|why| !why.reasons.is_empty()).collect())
     }
+}
+
+/// Whether the request's grade rests on what its host runs.
+pub(super) fn needs_verified_host(request: &Request) -> bool {
+    request.kind == VmKind::Plain && request.min_grade > Grade::HostSigned
 }
 
 /// Nobody's reputation is looked at when an anonymous caller only looks around.

@@ -45,6 +45,8 @@ impl State {
             fee_bps: parameters.fee_bps,
             dao_bps: parameters.dao_bps,
             transfer_fee: parameters.transfer_fee,
+            host_images: self.genesis.host_images.clone(),
+            min_tcb: self.genesis.min_tcb,
         }
     }
 
@@ -130,6 +132,9 @@ impl State {
             "contract" => encode(&self.contract(caller, &decode(method, argument)?)),
             "evidence" => encode(&self.evidence(&decode(method, argument)?)),
             "host_contracts" => encode(&self.host_contracts(caller, &decode(method, argument)?)),
+            "host" => encode(&self.host_info(&decode(method, argument)?)),
+            "hosts" => encode(&self.host_infos()),
+            "host_evidence" => encode(&self.host_evidence(&decode(method, argument)?)),
             "account_contracts" => encode(&self.account_contracts(caller, &decode(method, argument)?)),
             "reputation" => encode(&self.reputation(&decode(method, argument)?)),
             "rewards" => encode(&self.rewards(caller, now)),

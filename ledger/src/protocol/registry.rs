@@ -136,10 +136,15 @@ impl Txn<'_> {
                 )));
             }
             Some(host) if host.delegated_until >= statement.expires_at => return Ok(()),
-            Some(host) => Host {
-                delegated_until: statement.expires_at,
-                ..host.clone()
-            },
+            Some(host) => {
+                let mut host = host.clone();
+                host.delegated_until = statement.expires_at;
+                if host.attestation_key != statement.attestation_key {
+                    host.attestation_key = statement.attestation_key;
+                    host.verified = None; // it was another TPM's
+                }
+                host
+            }
             None => Host {
                 provider,
                 delegated_until: statement.expires_at,
@@ -148,6 +153,11 @@ impl Txn<'_> {
                 degraded: Default::default(),
                 heard_at: self.now,
                 offering: None,
+                attestation_key: statement.attestation_key,
+                nonce: None,
+                nonce_at: None,
+                verified: None,
+                refusals: Vec::new(),
             },
         };
         self.hosts.put(caller, host);

@@ -11,8 +11,8 @@ use super::command::{Command, Reject, Reply, TICK, committed_reply, encode_reply
 use super::genesis::{Genesis, GenesisError};
 use super::txn::{Changes, Txn, account, not_allowed};
 use crate::api::{
-    Amount, Contract, ContractId, ContractState, Digest32, EvidenceRecord, LedgerError, OfferingId,
-    OfferingSpec, Penalty, ProviderProfile, Reputation, Ticked, TimeNs,
+    Amount, Contract, ContractId, ContractState, Digest32, EvidenceRecord, HostVerified, LedgerError,
+    OfferingId, OfferingSpec, Penalty, ProviderProfile, Reputation, Ticked, TimeNs, TpmName,
 };
 
 /// A provider [5.1].
@@ -32,6 +32,14 @@ pub(super) struct Host {
     pub(super) degraded: BTreeSet<ContractId>,
     pub(super) heard_at: TimeNs,
     pub(super) offering: Option<OfferingId>,
+    pub(super) attestation_key: Option<TpmName>,
+    /// The nonce that its next evidence must be bound to.
+    pub(super) nonce: Option<Digest32>,
+    /// When the last nonce was made.
+    pub(super) nonce_at: Option<TimeNs>,
+    pub(super) verified: Option<HostVerified>,
+    /// Why its last evidence was refused.
+    pub(super) refusals: Vec<String>,
 }
 
 /// An offering without what is computed for each answer.
@@ -113,6 +121,8 @@ pub struct State {
     pub(super) providers: BTreeMap<Principal, Provider>,
     pub(super) developers: BTreeMap<Principal, TimeNs>,
     pub(super) hosts: BTreeMap<Principal, Host>,
+    /// The last verified evidence of each host; it is too long to stand in `hosts`.
+    pub(super) host_evidence: BTreeMap<Principal, EvidenceRecord>,
     pub(super) offerings: BTreeMap<OfferingId, StoredOffering>,
     pub(super) contracts: BTreeMap<ContractId, Record>,
     pub(super) memos: BTreeMap<(Principal, u64), (Digest32, ContractId)>,
@@ -187,6 +197,7 @@ impl State {
             providers: BTreeMap::new(),
             developers: BTreeMap::new(),
             hosts: BTreeMap::new(),
+            host_evidence: BTreeMap::new(),
             offerings: BTreeMap::new(),
             contracts: BTreeMap::new(),
             memos: BTreeMap::new(),
@@ -391,6 +402,7 @@ impl State {
         merge(&mut self.providers, changes.providers);
         merge(&mut self.developers, changes.developers);
         merge(&mut self.hosts, changes.hosts);
+        merge(&mut self.host_evidence, changes.host_evidence);
         merge(&mut self.offerings, changes.offerings);
         merge(&mut self.contracts, changes.contracts);
         merge(&mut self.memos, changes.memos);

@@ -9,7 +9,7 @@ use candid::Principal;
 use icrc_ledger_types::icrc1::account::Account;
 
 use super::state::{Counters, Host, Provider, Record, State, StoredOffering};
-use crate::api::{Amount, ContractId, Digest32, LedgerError, OfferingId, Reputation, TimeNs};
+use crate::api::{Amount, ContractId, Digest32, EvidenceRecord, LedgerError, OfferingId, Reputation, TimeNs};
 
 /// A table as one command sees it.
 pub(super) struct Overlay<'a, K, V> {
@@ -45,6 +45,7 @@ pub(super) struct Changes {
     pub(super) providers: BTreeMap<Principal, Option<Provider>>,
     pub(super) developers: BTreeMap<Principal, Option<TimeNs>>,
     pub(super) hosts: BTreeMap<Principal, Option<Host>>,
+    pub(super) host_evidence: BTreeMap<Principal, Option<EvidenceRecord>>,
     pub(super) offerings: BTreeMap<OfferingId, Option<StoredOffering>>,
     pub(super) contracts: BTreeMap<ContractId, Option<Record>>,
     pub(super) memos: BTreeMap<(Principal, u64), Option<(Digest32, ContractId)>>,
@@ -73,6 +74,7 @@ pub(super) struct Txn<'a> {
     pub(super) providers: Overlay<'a, Principal, Provider>,
     pub(super) developers: Overlay<'a, Principal, TimeNs>,
     pub(super) hosts: Overlay<'a, Principal, Host>,
+    pub(super) host_evidence: Overlay<'a, Principal, EvidenceRecord>,
     pub(super) offerings: Overlay<'a, OfferingId, StoredOffering>,
     pub(super) contracts: Overlay<'a, ContractId, Record>,
     pub(super) memos: Overlay<'a, (Principal, u64), (Digest32, ContractId)>,
@@ -92,6 +94,7 @@ impl<'a> Txn<'a> {
             providers: Overlay::over(&state.providers),
             developers: Overlay::over(&state.developers),
             hosts: Overlay::over(&state.hosts),
+            host_evidence: Overlay::over(&state.host_evidence),
             offerings: Overlay::over(&state.offerings),
             contracts: Overlay::over(&state.contracts),
             memos: Overlay::over(&state.memos),
@@ -109,6 +112,7 @@ impl<'a> Txn<'a> {
             || !self.providers.writes.is_empty()
             || !self.developers.writes.is_empty()
             || !self.hosts.writes.is_empty()
+            || !self.host_evidence.writes.is_empty()
             || !self.offerings.writes.is_empty()
             || !self.contracts.writes.is_empty()
             || !self.memos.writes.is_empty()
@@ -122,6 +126,7 @@ impl<'a> Txn<'a> {
             providers: self.providers.writes,
             developers: self.developers.writes,
             hosts: self.hosts.writes,
+            host_evidence: self.host_evidence.writes,
             offerings: self.offerings.writes,
             contracts: self.contracts.writes,
             memos: self.memos.writes,

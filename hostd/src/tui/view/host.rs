@@ -149,6 +149,20 @@ fn trust(state: &State, theme: &Theme, columns: usize) -> Vec<Line<'static>> {
             .as_deref()
             .unwrap_or("unknown: the machine doesn't tell"),
     );
+    let status = state.model.status.as_ref();
+    if let Some(trust) = status.and_then(|status| status.host_trust.as_ref()) {
+        let grade = if trust.verified {
+            "host-verified"
+        } else {
+            "host-signed"
+        };
+        let runs = trust.image.as_deref().unwrap_or("unknown to the ledger");
+        let trouble = trust
+            .trouble
+            .as_ref()
+            .map_or_else(String::new, |why| format!("; {why}"));
+        add("this host", &format!("{grade}; runs {runs}{trouble}"));
+    }
     add("VMs", &grades(&state.model.contracts));
     for (name, readiness) in [
         ("KVM", &inventory.kvm),

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use candid::Principal;
 use clap::{Args, Parser, Subcommand};
 use icrc_ledger_types::icrc1::account::Account;
-use ledger::api::{AtRest, Digest32, Grade, Measurement, PortRequest, Quota, Request, TcbFloor, VmKind};
+use ledger::api::{
+    AtRest, Digest32, Grade, Measurement, PortRequest, Quota, Request, TcbFloor, TpmName, VmKind,
+};
 use ledger::client::KeyKind;
 
 use crate::parse;
@@ -66,9 +68,11 @@ pub(crate) enum Command {
     /// Be a provider
     #[command(subcommand)]
     Provider(ProviderCommand),
-    /// Let a host act for you, its provider
+    /// Let a host act for you, its provider; look at hosts
     #[command(subcommand)]
     Host(HostCommand),
+    /// All hosts, with what the ledger verified of each
+    Hosts,
     /// Be a developer
     #[command(subcommand)]
     Developer(DeveloperCommand),
@@ -165,12 +169,29 @@ pub(crate) enum HostCommand {
         /// Your profile (TOML; see `provider register`)
         #[arg(long, value_name = "FILE")]
         profile: PathBuf,
+        /// The key that the host's TPM quotes with, as `hostd evidence` names it there. You vouch that it lives in that
+        /// machine's TPM; without it no contract on the host is ever host-verified
+        #[arg(long, value_name = "name:HEX", value_parser = parse::tpm_name)]
+        attestation_key: Option<TpmName>,
         /// When it ends: a period from now (asks the ledger for its time), or @SECONDS since 1970 (asks nobody)
         #[arg(long, default_value = "365d", value_parser = parse::expiry)]
         expires: parse::Expiry,
         /// Where to write it: Candid, for hostd's `delegation`
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
+    },
+    /// One host: whose it is, and what the ledger verified of what it runs
+    Show {
+        /// Its principal
+        host: Principal,
+    },
+    /// A host's verified evidence, for you to verify again
+    Evidence {
+        /// Its principal
+        host: Principal,
+        /// Write the evidence here, and beside it (FILE.policy.toml) what it must hold
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
     },
 }
 

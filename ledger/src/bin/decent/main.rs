@@ -8,6 +8,7 @@
 //! | `show` | pages for people; with `--json` the types of `ledger::api` are printed instead |
 
 mod args;
+mod host;
 mod parse;
 mod run;
 mod show;

@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail};
 use ledger::api::{
-    AtRest, Bytes, DCT, DECIMALS, Digest32, Grade, PortRequest, ProviderProfile, Quota, TcbFloor, Transport,
-    VmKind,
+    AtRest, Bytes, DCT, DECIMALS, Digest32, Grade, PortRequest, ProviderProfile, Quota, TcbFloor, TpmName,
+    Transport, VmKind,
 };
 use serde::Deserialize;
 
@@ -34,6 +34,17 @@ fn named<T: Copy>(text: &str, names: &[(&str, T)]) -> Result<T, String> {
             let all: Vec<&str> = names.iter().map(|(name, _)| *name).collect();
             format!("expected one of: {}", all.join(", "))
         })
+}
+
+/// A TPM's name of a key, as `hostd evidence` shows it.
+pub(crate) fn tpm_name(text: &str) -> Result<TpmName, String> {
+    let wrong = "expected name: and 68 hexadecimal digits that begin with 000b (a TPM's name by SHA-256)";
+    let name: TpmName =
+        hexadecimal(text.strip_prefix("name:").ok_or(wrong)?).map_err(|_| wrong.to_owned())?;
+    match name.0 {
+        [0, 0x0b, ..] => Ok(name),
+        _ => Err(wrong.to_owned()),
+    }
 }
 
 /// A kind of VM.

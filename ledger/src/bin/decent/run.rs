@@ -11,7 +11,7 @@ use icrc_ledger_types::icrc1::account::Account;
 use icrc_ledger_types::icrc1::transfer::{TransferArg, TransferError};
 use ledger::api::{
     Contract, ContractId, ContractState, EvidenceRecord, ExtendArgs, HostStatement, ImageRef, PenaliseArgs,
-    RentArgs, TimeNs, USER_DATA_MAX,
+    RentArgs, TimeNs, TpmName, USER_DATA_MAX,
 };
 use ledger::client::{Client, ClientError, ClientFile, Key};
 use ledger::crypto;
@@ -21,7 +21,7 @@ use serde_json::json;
 use crate::args::{
     Cli, Command, ContractCommand, DeveloperCommand, HostCommand, KeyCommand, ProviderCommand, RentCommand,
 };
-use crate::{is_refusal, parse, show};
+use crate::{host, is_refusal, parse, show};
 
 /// How often a call that may safely be repeated is repeated when the way to the ledger breaks.
 const ATTEMPTS: u32 = 5;
@@ -74,9 +74,27 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Host(HostCommand::Delegate {
             host_key,
             profile,
+            attestation_key,
             expires,
             out,
-        }) => session.delegate(&host_key, &profile, expires, &out).await,
+        }) => {
+            session
+                .delegate(&host_key, &profile, attestation_key, expires, &out)
+                .await
+        }
+        Command::Host(HostCommand::Show { host }) => {
+            let client = session.reader()?;
+            let (found, now) = (client.host(host).await?, client.info().await?.now);
+            session.print(&found, || host::page(&found, now))
+        }
+        Command::Host(HostCommand::Evidence { host, out }) => {
+            session.host_evidence(host, out.as_deref()).await
+        }
+        Command::Hosts => {
+            let client = session.reader()?;
+            let (found, now) = (client.hosts().await?, client.info().await?.now);
+            session.print(&found, || host::list(&found, now))
+        }
         Command::Match(request) => {
             let found = session.reader()?.match_offerings(request.request()).await?;
             session.print(&found, || show::matches(&found))
@@ -270,6 +288,7 @@ impl Session {
         &self,
         host: &str,
         profile: &Path,
+        attestation_key: Option<TpmName>,
         expires: parse::Expiry,
         out: &Path,
     ) -> anyhow::Result<()> {
@@ -294,6 +313,7 @@ impl Session {
             profile,
             host,
             expires_at,
+            attestation_key,
         };
         let delegation = provider.sign_host_delegation(statement)?;
         std::fs::write(out, candid::encode_one(&delegation)?)
@@ -459,6 +479,17 @@ impl Session {
             let left = Duration::from_nanos(done.ends_at.saturating_sub(info.now)) / info.clock_rate.max(1);
             tokio::time::sleep(left + Duration::from_millis(50)).await;
         }
+    }
+
+    async fn host_evidence(&self, host: Principal, out: Option<&Path>) -> anyhow::Result<()> {
+        let client = self.reader()?;
+        let (record, info) = (client.host_evidence(host).await?, client.host(host).await?);
+        let ledger = client.info().await?;
+        let files = match out {
+            Some(out) => Some(host::write(out, &info, &record, &ledger)?),
+            None => None,
+        };
+        self.print(&record, || host::evidence(&info, &record, files.as_ref()))
     }
 
     async fn evidence(&self, contract: &str, out: Option<&Path>) -> anyhow::Result<()> {

@@ -144,7 +144,7 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
     text
 }
 
-fn row(cells: &[&str]) -> Vec<String> {
+pub(crate) fn row(cells: &[&str]) -> Vec<String> {
     cells.iter().map(|cell| (*cell).to_owned()).collect()
 }
 
@@ -517,7 +517,7 @@ fn verify_line(c: &Contract, ledger: &str, record: &EvidenceRecord, files: &Evid
 }
 
 /// A word that a shell takes as it is.
-fn word(text: &str) -> String {
+pub(crate) fn word(text: &str) -> String {
     let harmless = |c: char| c.is_ascii_alphanumeric() || "-_./:@%+=,".contains(c);
     match !text.is_empty() && text.chars().all(harmless) {
         true => text.to_owned(),

@@ -119,7 +119,7 @@ fn what_this_ledger_can_not_verify_yet_is_a_reason_and_never_rented() {
         min_grade: Grade::HostVerified,
         ..request()
     };
-    for (field, request) in [("kind", tdx), ("min_grade", quoted)] {
+    for (field, request, words) in [("kind", tdx, "yet"), ("min_grade", quoted, "hasn't verified")] {
         assert!(
             world
                 .state
@@ -130,7 +130,7 @@ fn what_this_ledger_can_not_verify_yet_is_a_reason_and_never_rented() {
         let why = world.state.why_not(world.developer, &request, world.now).unwrap();
         assert_eq!(why[0].reasons.len(), 1);
         assert_eq!(why[0].reasons[0].field, field);
-        assert!(why[0].reasons[0].offered.contains("yet"), "{:?}", why[0].reasons);
+        assert!(why[0].reasons[0].offered.contains(words), "{:?}", why[0].reasons);
         let refused = world.rent_with(|args| {
             args.allowed_measurements = Vec::from_iter(
                 (request.kind == VmKind::Tdx).then(|| Measurement::from_slice(&[1; 48]).unwrap()),

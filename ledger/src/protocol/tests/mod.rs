@@ -4,6 +4,7 @@
 mod chain;
 mod contract;
 mod evidence;
+mod host_evidence;
 mod matching;
 mod property;
 mod registry;
@@ -77,6 +78,7 @@ pub(super) fn delegation(seed: u8, host: Principal, domain: &str) -> HostDelegat
         profile: profile(domain),
         host,
         expires_at: (START_S + 30 * 86_400) * SECOND,
+        attestation_key: None,
     };
     sign(seed, statement)
 }

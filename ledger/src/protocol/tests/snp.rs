@@ -26,7 +26,12 @@ fn confidential(args: &mut RentArgs) {
 }
 
 fn world() -> World {
+    world_by(|_| ())
+}
+
+fn world_by(change: impl FnOnce(&mut crate::protocol::Genesis)) -> World {
     let mut genesis = genesis();
+    change(&mut genesis);
     genesis
         .test_roots
         .push(crate::protocol::Der(named().root().to_vec()));
@@ -291,6 +296,41 @@ fn a_tcb_below_the_contracts_floor_is_refused() {
         panic!()
     };
     assert!(reasons.iter().any(|r| r.contains("Tcb")), "{reasons:?}");
+}
+
+#[test]
+fn a_request_may_raise_the_ledgers_floor_and_not_lower_it() {
+    let floor = |snp| {
+        Some(TcbFloor {
+            snp: Some(snp),
+            ..TcbFloor::default()
+        })
+    };
+    // The simulated platform has SNP firmware 23: (the ledger's floor, the request's, the reason).
+    let table = [
+        (floor(23), None, None),
+        (floor(24), None, Some("TcbTooLow")),
+        (floor(24), Some(1), Some("TcbTooLow")),
+        (floor(1), Some(24), Some("TcbTooLow")),
+        (floor(1), Some(23), None),
+        (None, Some(23), None),
+        (None, None, Some("ReferenceMissing")),
+    ];
+    for (ours, asked, reason) in table {
+        let mut world = world_by(|genesis| genesis.min_tcb.genoa = ours);
+        let (id, nonce) = asked_with(&mut world, |args| args.min_tcb.snp = asked);
+        let result = submit(&mut world, &id, &evidence(named(), &honest(&id, &nonce)));
+        match (result, reason) {
+            (Ok(_), None) => {}
+            (Err(LedgerError::EvidenceRefused { reasons, .. }), Some(reason)) => {
+                assert!(
+                    reasons.iter().any(|r| r.contains(reason)),
+                    "{ours:?} {asked:?}: {reasons:?}"
+                );
+            }
+            (other, _) => panic!("{ours:?} {asked:?}: {other:?}"),
+        }
+    }
 }
 
 #[test]
