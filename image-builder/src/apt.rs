@@ -91,7 +91,7 @@ impl Lock {
 
     /// The file's text.
     pub fn to_text(&self) -> String {
-        let mut text = "# Written by `image-builder tenant --write-lock`.\n".to_owned();
+        let mut text = "# Written by `image-builder … --write-lock`.\n".to_owned();
         for (set, packages) in &self.sets {
             for locked in packages {
                 let Locked {

@@ -79,16 +79,19 @@ fn content(node: &Node) -> &[u8] {
 /// Compresses an archive so that the kernel's own decompressor reads it.
 pub fn compress(archive: &[u8], how: Compression) -> io::Result<Vec<u8>> {
     match how {
-        Compression::Zstd => {
-            // The kernel refuses windows over 128 MiB; level 15 uses 4 MiB.
-            let mut encoder = zstd::Encoder::new(Vec::new(), 15)?;
-            encoder.include_checksum(true)?;
-            encoder.set_pledged_src_size(Some(archive.len() as u64))?;
-            encoder.write_all(archive)?;
-            encoder.finish()
-        }
+        // The kernel refuses windows over 128 MiB; level 15 uses 4 MiB.
+        Compression::Zstd => zstd(archive, 15),
         Compression::Lz4 => Ok(lz4_legacy(archive)),
     }
+}
+
+/// Compresses with Zstandard, at a level of at most 15.
+pub fn zstd(archive: &[u8], level: i32) -> io::Result<Vec<u8>> {
+    let mut encoder = zstd::Encoder::new(Vec::new(), level.min(15))?;
+    encoder.include_checksum(true)?;
+    encoder.set_pledged_src_size(Some(archive.len() as u64))?;
+    encoder.write_all(archive)?;
+    encoder.finish()
 }
 
 /// LZ4's legacy frame: a magic number, then blocks of 8 MiB, each after its compressed length.

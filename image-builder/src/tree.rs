@@ -64,7 +64,12 @@ pub struct Node {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tree {
     nodes: BTreeMap<String, Node>,
+    /// File capabilities by path.
+    capabilities: BTreeMap<String, Vec<u8>>,
 }
+
+/// How a tar says a file's capabilities (capabilities(7)), in a pax record.
+pub const CAPABILITY: &str = "SCHILY.xattr.security.capability";
 
 impl Tree {
     /// Everything, parents before their children.
@@ -86,6 +91,11 @@ impl Tree {
             }) => Some(content),
             _ => None,
         }
+    }
+
+    /// The capabilities of the file at `path` as the kernel keeps them, the extended attribute `security.capability`.
+    pub fn capability(&self, path: &str) -> Option<&[u8]> {
+        self.capabilities.get(path).map(Vec::as_slice)
     }
 
     /// Puts a node in, making missing parents; what was there is replaced, but a directory stays one with its
@@ -117,6 +127,7 @@ impl Tree {
             return Err(TreeError::Parent(format!("{path}/…")));
         }
         self.nodes.insert(path.to_owned(), node);
+        self.capabilities.remove(path);
         Ok(())
     }
 
@@ -163,8 +174,10 @@ impl Tree {
     pub fn remove(&mut self, path: &str) -> bool {
         let below: Vec<String> = self.children(path).map(str::to_owned).collect();
         let found = self.nodes.remove(path).is_some();
+        self.capabilities.remove(path);
         for path in &below {
             self.nodes.remove(path);
+            self.capabilities.remove(path);
         }
         found || !below.is_empty()
     }
@@ -190,6 +203,13 @@ impl Tree {
             if path.is_empty() || !wanted(&path) {
                 continue;
             }
+            let records = entry.pax_extensions().map_err(TreeError::Archive)?;
+            let capability = records
+                .into_iter()
+                .flatten()
+                .filter_map(Result::ok)
+                .find(|record| record.key() == Ok(CAPABILITY))
+                .map(|record| record.value_bytes().to_vec());
             let header = entry.header();
             let mode = header.mode().map_err(TreeError::Archive)? & 0o7777;
             let uid = header.uid().map_err(TreeError::Archive)? as u32;
@@ -222,6 +242,9 @@ impl Tree {
                 _ => continue,
             };
             self.insert(&path, Node { mode, uid, gid, kind })?;
+            if let Some(capability) = capability {
+                self.capabilities.insert(path, capability);
+            }
         }
         Ok(())
     }

@@ -358,7 +358,10 @@ pub fn build(config: &Config, options: &Options<'_>) -> Result<Built, BuildError
             let root = read(&out.join(&names.root))?;
             tree.add_file("root.erofs", 0o444, root)
                 .map_err(|e| BuildError::Tree("the root", e))?;
-            job.write("initrd", compressed(&cpio::write(&tree, 0))?)?;
+            // Most of it is the root, which is compressed already.
+            let archive = cpio::zstd(&cpio::write(&tree, 0), 3)
+                .map_err(|source| file("compress", Path::new("the live image"), source))?;
+            job.write("initrd", archive)?;
             let uki = uki::build(&job, config, &keys, &release, &uki::live_entries(config))?;
             write_file(&out.join(&names.live), &uki)?;
             Ok::<_, BuildError>(uki)
@@ -640,7 +643,7 @@ fn compressed(archive: &[u8]) -> Result<Vec<u8>, BuildError> {
 fn compress_disk(from: &Path, to: &Path) -> Result<(String, u64), BuildError> {
     let fail = |source| file("write", to, source);
     let partial = tempfile::NamedTempFile::new_in(to.parent().unwrap_or(Path::new("."))).map_err(fail)?;
-    let mut encoder = zstd::Encoder::new(partial.as_file(), 9).map_err(fail)?;
+    let mut encoder = zstd::Encoder::new(partial.as_file(), 3).map_err(fail)?;
     encoder.include_checksum(true).map_err(fail)?;
     let source = BufReader::new(File::open(from).map_err(|source| file("read", from, source))?);
     let mut tee = Tee {

@@ -203,10 +203,10 @@ impl Machine {
         add("-L", share.join("seabios").display().to_string());
         // Firmware may write its variables only from system management mode: what makes secure boot hold.
         add("-machine", "q35,smm=on".to_owned());
-        add(
-            "-global",
-            "driver=cfi.pflash01,property=secure,value=on".to_owned(),
-        );
+        if has(Part::SecureBoot) {
+            let secure = "driver=cfi.pflash01,property=secure,value=on";
+            add("-global", secure.to_owned());
+        }
         add("-accel", accelerator.to_owned());
         add("-cpu", if self.kvm { "host" } else { "EPYC,+svm" }.to_owned());
         add("-smp", self.cpus.to_string());

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use crate::apt;
-use crate::tree::{Kind, Node, Tree, TreeError};
+use crate::tree::{CAPABILITY, Kind, Node, Tree, TreeError};
 
 use super::config::Config;
 
@@ -318,6 +318,9 @@ pub fn to_tar(tree: &Tree) -> std::io::Result<Vec<u8>> {
         header.set_gid(u64::from(*gid));
         header.set_mtime(0);
         header.set_size(0);
+        if let Some(capability) = tree.capability(path) {
+            builder.append_pax_extensions([(CAPABILITY, capability)])?;
+        }
         match kind {
             Kind::Dir => {
                 header.set_entry_type(tar::EntryType::Directory);
@@ -391,6 +394,22 @@ mod tests {
         tree.add_file(&long, 0o4755, "text").unwrap();
         tree.symlink("a/link", &long).unwrap();
         tree.dir("b", 0o1777).unwrap();
+        // A file with capabilities, as mmdebstrap writes it.
+        let mut packages = tar::Builder::new(Vec::new());
+        packages
+            .append_pax_extensions([(CAPABILITY, &b"\x01\0\0\x02 \0"[..])])
+            .unwrap();
+        let mut header = tar::Header::new_gnu();
+        header.set_size(0);
+        header.set_mode(0o755);
+        header.set_uid(0);
+        header.set_gid(0);
+        packages
+            .append_data(&mut header, "usr/bin/ping", std::io::empty())
+            .unwrap();
+        tree.add_tar(&packages.into_inner().unwrap()[..], |_| true)
+            .unwrap();
+        assert_eq!(tree.capability("usr/bin/ping"), Some(&b"\x01\0\0\x02 \0"[..]));
         let tar = to_tar(&tree).unwrap();
         let mut again = Tree::default();
         again.add_tar(&tar[..], |_| true).unwrap();

@@ -102,23 +102,28 @@ impl Host {
         }
     }
 
-    /// Waits until the partition table names a partition `label`.
-    pub(crate) fn until_partition(&self, label: &str) {
-        let wanted: Vec<u8> = label
-            .encode_utf16()
-            .flat_map(u16::to_le_bytes)
-            .chain([0, 0])
-            .collect();
+    /// The names of the disk's partitions.
+    pub(crate) fn partitions(&self) -> Vec<String> {
         let disk = File::open(self.machine.disk()).unwrap();
-        let start = Instant::now();
-        // 128 entries of 128 bytes from the third sector on; the name lies 56 bytes into each.
+        // 128 entries of 128 bytes from the third sector on; the name, in UTF-16, lies 56 bytes into each.
         let mut entries = [0; 128 * 128];
-        loop {
-            disk.read_exact_at(&mut entries, 1024).unwrap();
-            let names = entries.as_chunks::<128>().0.iter().map(|entry| &entry[56..]);
-            if names.into_iter().any(|name| name.starts_with(&wanted)) {
-                return;
-            }
+        disk.read_exact_at(&mut entries, 1024).unwrap();
+        let names = entries.as_chunks::<128>().0.iter().map(|entry| {
+            let units = entry[56..].as_chunks::<2>().0.iter();
+            let units = units
+                .map(|unit| u16::from_le_bytes(*unit))
+                .take_while(|unit| *unit != 0);
+            char::decode_utf16(units)
+                .map(|c| c.unwrap_or('?'))
+                .collect::<String>()
+        });
+        names.filter(|name| !name.is_empty()).collect()
+    }
+
+    /// Waits until the disk has the partition `label`.
+    pub(crate) fn until_partition(&self, label: &str) {
+        let start = Instant::now();
+        while !self.partitions().iter().any(|name| name == label) {
             assert!(start.elapsed() < BOOT_TIME_MAX, "no partition {label:?}");
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -168,6 +173,19 @@ impl Boot {
     /// What came over the second serial port.
     pub(crate) fn report(&self) -> String {
         text(&self.logs[1])
+    }
+
+    /// Waits for a whole line on the second serial port that begins with `start`, and returns the rest of the last one.
+    pub(crate) fn line(&mut self, start: &str) -> String {
+        loop {
+            self.until(&[start]);
+            let lines = self.report();
+            let whole = lines.rsplit_once('\n').map_or("", |(whole, _)| whole);
+            if let Some(found) = whole.lines().rev().find_map(|line| line.strip_prefix(start)) {
+                return found.to_owned();
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
     }
 
     /// Types on the first serial port.
