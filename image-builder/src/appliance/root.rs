@@ -106,7 +106,7 @@ const FILES: &[(&str, u32, &str)] = &[
     (
         "etc/crypttab",
         0o600,
-        "# Opened by this machine's TPM, or by the recovery key; see usr/lib/repart.d/40-state.conf.\nstate PARTLABEL=state - tpm2-device=auto,tries=0,x-systemd.device-timeout=60s\n",
+        "# Opened by this machine's TPM, or by the recovery key; see usr/lib/repart.d/40-state.conf.\nstate PARTLABEL=state - tpm2-device=auto,tries=0,x-systemd.device-timeout=2min\n",
     ),
     (
         "etc/fstab",
