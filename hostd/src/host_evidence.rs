@@ -54,11 +54,15 @@ pub struct HostEvidence {
 
 /// Why this host's evidence isn't verified; a sentence.
 #[derive(Debug, thiserror::Error)]
-enum Trouble {
+#[non_exhaustive]
+pub enum Trouble {
+    /// The ledger doesn't answer, or refuses.
     #[error(transparent)]
     Ledger(#[from] LedgerCallError),
+    /// The TPM doesn't.
     #[error("the TPM gave no quote: {0}")]
     Tpm(String),
+    /// The provider hasn't named this TPM's key.
     #[error("{0}")]
     Delegation(String),
 }
@@ -114,8 +118,14 @@ impl HostEvidence {
         Ok(evidence)
     }
 
-    /// Shows the ledger what this host runs, if it doesn't know it well enough; says when to look again.
-    async fn renew(&self, ledger: &dyn LedgerPort, host: Principal) -> Result<Duration, Trouble> {
+    /// Shows the ledger what this host runs, if it must know (`at_start`: this may be another boot) or doesn't know it
+    /// well enough; says when to look again.
+    pub async fn renew(
+        &self,
+        ledger: &dyn LedgerPort,
+        host: Principal,
+        at_start: bool,
+    ) -> Result<Duration, Trouble> {
         let Some(tpm) = &self.tpm else {
             return Ok(LOOK);
         };
@@ -125,7 +135,7 @@ impl HostEvidence {
             let half = info.host_images.valid_s.saturating_mul(SECOND / 2);
             verified.until.saturating_sub(info.now).saturating_sub(half)
         });
-        if left > 0 {
+        if left > 0 && !at_start {
             let wall = Duration::from_nanos(left / u64::from(info.clock_rate.max(1)));
             return Ok(LOOK.min(wall.max(Duration::from_secs(1))));
         }
@@ -274,10 +284,11 @@ pub async fn keep(ctx: Arc<Ctx>, host: Principal, mut registration: watch::Recei
     if registration.wait_for(|now| now.registered).await.is_err() {
         return;
     }
-    let mut told = String::new();
+    let (mut told, mut at_start) = (String::new(), true);
     loop {
-        let pause = match ctx.host_evidence.renew(&*ctx.host.ledger, host).await {
+        let pause = match ctx.host_evidence.renew(&*ctx.host.ledger, host, at_start).await {
             Ok(pause) => {
+                at_start = false;
                 told.clear();
                 pause
             }
