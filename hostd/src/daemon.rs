@@ -412,8 +412,8 @@ pub async fn run(config: Config, events: Events) -> Result<(), DaemonError> {
         host_id,
         app.registration.clone(),
     ));
+    tasks.spawn(upkeep::watchdog(ctx.clone()));
     tasks.spawn(upkeep::tidy(ctx, store));
-    tasks.spawn(upkeep::watchdog());
     let server = axum::serve(listener, surface::router(app));
     let supervisor = tokio::spawn(supervisor);
     upkeep::notify(&[sd_notify::NotifyState::Ready]);
@@ -487,6 +487,7 @@ pub fn doctor_inputs(
             gpus: config.offering.capacity.gpus.is_some_and(|n| n > 0),
             encryption: false,
             hugepages: config.vmm.hugepages,
+            reserve_hugepages_mib: config.vmm.reserve_hugepages_mib,
             test_platform: config.host.test_platform,
         },
         tool_paths,

@@ -34,6 +34,7 @@ pub mod doctor;
 pub mod endorsements;
 pub mod events;
 pub mod host_evidence;
+pub mod hugepages;
 pub mod inventory;
 pub mod journal;
 pub mod names;

@@ -177,6 +177,7 @@ async fn the_document_names_every_path_and_the_socket_is_not_for_everyone() {
             "/v1/inventory",
             "/v1/maintenance",
             "/v1/money",
+            "/v1/power-off",
             "/v1/status",
             "/v1/support-bundle"
         ]

@@ -338,6 +338,43 @@ async fn the_operators_word_ends_a_contract_and_a_drained_host_takes_no_new_one(
     assert_eq!(world.leftovers(), [] as [String; 0]);
 }
 
+/// Goal: no VM is cut off when the machine goes down, whatever the ledger does, and nothing is lost of what it must hear.
+/// Method: power off with the ledger up and down; the next start tells what is still owed.
+#[tokio::test]
+async fn a_machine_that_goes_down_stops_its_vms_whether_the_ledger_answers_or_not() {
+    for ledger_down in [false, true] {
+        let world = World::new();
+        let life = Life::start(&world, NEVER).await;
+        world.change(|state| state.rent(request(id(1), 1)));
+        world.until("active", state_is(1, ContractState::Active)).await;
+        world.change(|state| (state.ledger_down, state.going_down) = (ledger_down, true));
+        life.handle.power_off().await.unwrap();
+        assert!(world.state().vms.is_empty(), "a VM runs on");
+        // What is rented meanwhile waits for the next start.
+        world.change(|state| state.rent(request(id(2), 2)));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(world.state().vms.is_empty(), "a VM was started");
+        if ledger_down {
+            assert_eq!(world.contract(id(1)).state, ContractState::Active);
+            assert!(
+                world.state().disks.contains(&id(1)),
+                "wiped before the ledger knew"
+            );
+        }
+        life.kill().await;
+        world.change(|state| (state.ledger_down, state.going_down) = (false, false));
+        let life = Life::start(&world, NEVER).await;
+        world.until("released", ended(1)).await;
+        let told = world.state().told.iter().find(|(of, _)| *of == id(1)).cloned();
+        assert_eq!(
+            told.unwrap().1,
+            "ended by the host's operator: the machine is shut down"
+        );
+        world.until("active", state_is(2, ContractState::Active)).await;
+        life.kill().await;
+    }
+}
+
 #[tokio::test]
 async fn a_cancellation_during_provisioning_is_obeyed_at_once() {
     let world = World::new();

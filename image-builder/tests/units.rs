@@ -20,6 +20,7 @@ fn root() -> tempfile::TempDir {
         "usr/bin/ledgerd",
         "usr/sbin/haproxy",
         "bin/kill",
+        "bin/true",
         "bin/false",
         "usr/lib/decent-cloud/console",
         "usr/lib/decent-cloud/healthy",
@@ -64,8 +65,10 @@ fn systemd_finds_no_fault_in_our_units() {
         "etc-hostd.mount",
         "decent-cloud-console@tty1.service",
         "decent-cloud-healthy.service",
+        "decent-cloud-hugepages.service",
         "decent-cloud-recovery-key.service",
         "decent-cloud-report@ttyS1.service",
+        "decent-cloud-vms.service",
     ];
     let output = run(
         "systemd-analyze",
@@ -87,8 +90,10 @@ fn all_units_but_hostds_are_hardened() {
         "ledgerd.service",
         "decent-cloud-console@tty1.service",
         "decent-cloud-healthy.service",
+        "decent-cloud-hugepages.service",
         "decent-cloud-recovery-key.service",
         "decent-cloud-report@ttyS1.service",
+        "decent-cloud-vms.service",
     ] {
         // The threshold is in tenths: 3.0, the bound that the appliance sets for all units but hostd's.
         let args = ["security", "--offline=yes", "--threshold=30", "--no-pager", unit];
@@ -130,6 +135,8 @@ fn stopping_hostd_leaves_its_vms_alone() {
         "KillMode=process",
         "SendSIGKILL=no",
         "OOMPolicy=continue",
+        "MemoryMin=128M",
+        "OOMScoreAdjust=-900",
         "Restart=always",
         "Delegate=yes",
     ] {
@@ -148,6 +155,32 @@ fn stopping_hostd_leaves_its_vms_alone() {
             !unit.lines().any(|l| l.starts_with(setting)),
             "{setting} gives hostd a mount namespace"
         );
+    }
+}
+
+#[test]
+fn vms_are_stopped_before_what_they_need_and_by_a_shutdown_alone() {
+    let unit = fs::read_to_string(units().join("system/decent-cloud-vms.service")).unwrap();
+    for line in [
+        "RefuseManualStop=yes",
+        "RemainAfterExit=yes",
+        "ExecStop=-/usr/bin/hostd power-off --yes",
+    ] {
+        assert!(unit.lines().any(|l| l == line), "{line} is missing");
+    }
+    let after: Vec<&str> = unit
+        .lines()
+        .filter_map(|line| line.strip_prefix("After="))
+        .flat_map(str::split_whitespace)
+        .collect();
+    for needed in [
+        "hostd.service",
+        "haproxy.service",
+        "network.target",
+        "systemd-networkd.service",
+        "dbus.service",
+    ] {
+        assert!(after.contains(&needed), "{needed} may stop first");
     }
 }
 

@@ -58,11 +58,20 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ClientError>
 #[derive(Clone)]
 pub(crate) struct Client {
     socket: PathBuf,
+    patience: Duration,
 }
 
 impl Client {
     pub(crate) fn new(socket: PathBuf) -> Self {
-        Self { socket }
+        Self {
+            socket,
+            patience: PATIENCE,
+        }
+    }
+
+    /// Waits so long for each answer.
+    pub(crate) fn patient(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     fn silent(&self, why: impl ToString) -> ClientError {
@@ -83,8 +92,8 @@ impl Client {
             tokio::spawn(connection); // ends with the connection; errors show in the answer
             sender.send_request(request).await.map_err(|e| self.silent(e))
         };
-        let response = tokio::time::timeout(PATIENCE, work).await;
-        let response = response.map_err(|_| self.silent(format!("nothing in {PATIENCE:?}")))??;
+        let response = tokio::time::timeout(self.patience, work).await;
+        let response = response.map_err(|_| self.silent(format!("nothing in {:?}", self.patience)))??;
         if response.status().is_success() {
             return Ok(response);
         }

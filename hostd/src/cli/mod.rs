@@ -22,10 +22,13 @@ use crate::surface::model::{
     ContractLine, DrainRequest, EndRequest, Explanation, MaintenanceRequest, Status, VmInfo,
 };
 use crate::tui::{self, TuiError};
-use crate::{daemon, doctor};
+use crate::{daemon, doctor, hugepages};
 
 /// Where the socket is unless somebody says otherwise.
 const SOCKET: &str = "/run/hostd/hostd.sock";
+
+/// How long VMs may take to stop; systemd ends the waiting sooner.
+const POWER_OFF: std::time::Duration = std::time::Duration::from_secs(3600);
 
 /// The config file unless somebody says otherwise.
 const CONFIG: &str = "/etc/hostd/hostd.toml";
@@ -78,6 +81,13 @@ enum Verb {
         #[arg(long)]
         tail: Option<u64>,
     },
+    /// End every contract and stop every VM within its deadline, because the machine goes down. For the unit
+    /// decent-cloud-vms.service, which does it at each shutdown
+    PowerOff {
+        /// There is no way back
+        #[arg(long, required = true)]
+        yes: bool,
+    },
     /// Take no new contracts; those here go on
     Drain {
         /// Take them again
@@ -114,6 +124,8 @@ enum Verb {
     },
     /// The machine
     Inventory,
+    /// Reserve the hugepages that the config asks for; for the unit decent-cloud-hugepages.service, at boot
+    Hugepages,
     /// What this host's TPM says: a quote with its event logs, for `attest verify`
     Evidence(evidence::Args),
     /// The config file
@@ -274,6 +286,13 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
             print(&text)?;
             return Ok(ExitCode::SUCCESS);
         }
+        Verb::Hugepages => {
+            let wanted = load(&cli)?.vmm.reserve_hugepages_mib;
+            let mib = hugepages::reserve(std::path::Path::new("/"), wanted.into())
+                .map_err(|error| Failure::Refused(crate::wiring::chain(&error)))?;
+            print(&format!("{mib} MiB of 2 MiB pages are reserved\n"))?;
+            return Ok(ExitCode::SUCCESS);
+        }
         Verb::Doctor { offline: true } => {
             let report = offline_doctor(&load(&cli)?).await;
             return show_report(&report, cli.json);
@@ -366,6 +385,11 @@ async fn ask(client: &Client, verb: Verb, json: bool) -> Result<ExitCode, Failur
                 })
                 .await?;
         }
+        Verb::PowerOff { .. } => {
+            let client = client.clone().patient(POWER_OFF);
+            let status: Status = client::parse(&client.post("/v1/power-off", &()).await?)?;
+            show(json, &status, render::status)?;
+        }
         Verb::Drain { end } => {
             let answer = client.post("/v1/drain", &DrainRequest { draining: !end }).await?;
             let status: Status = client::parse(&answer)?;
@@ -411,7 +435,12 @@ async fn ask(client: &Client, verb: Verb, json: bool) -> Result<ExitCode, Failur
                 )
             })?;
         }
-        Verb::Run | Verb::Config(_) | Verb::Evidence(_) | Verb::Openapi | Verb::Completions { .. } => {
+        Verb::Run
+        | Verb::Config(_)
+        | Verb::Evidence(_)
+        | Verb::Hugepages
+        | Verb::Openapi
+        | Verb::Completions { .. } => {
             return Err(Failure::Usage("handled before".into())); // `run` has returned for these
         }
     }

@@ -269,6 +269,12 @@ pub(super) fn faults(config: &Config, text: &str) -> Vec<Fault> {
         "vm_hour or vcpu_hour must be above 0: the ledger takes no free contracts",
     );
 
+    check(
+        config.vmm.hugepages || config.vmm.reserve_hugepages_mib == 0,
+        "vmm.reserve_hugepages_mib",
+        "VMs use none: set vmm.hugepages = true, or leave this out",
+    );
+
     let deadlines = &config.deadlines;
     for (key, value) in [
         ("deadlines.launch_s", deadlines.launch_s),

@@ -263,6 +263,10 @@ pub struct VmmConfig {
     /// Back guests with the pool of 2 MiB pages.
     #[serde(default)]
     pub hugepages: bool,
+    /// MiB of 2 MiB pages that `hostd hugepages` reserves at boot, before hostd starts; 0: what the kernel's command line
+    /// reserved.
+    #[serde(default)]
+    pub reserve_hugepages_mib: u32,
     /// Launches at the same time; more wait. Default: the number of CPUs, at least 2.
     pub parallel_launches: Option<usize>,
 }
@@ -275,6 +279,7 @@ impl Default for VmmConfig {
             libvirt: LibvirtConfig::default(),
             uid_base: 0,
             hugepages: false,
+            reserve_hugepages_mib: 0,
             parallel_launches: None,
         }
     }

@@ -22,15 +22,20 @@ pub(super) fn notify(states: &[sd_notify::NotifyState<'_>]) {
     }
 }
 
-/// Answers systemd's watchdog while the runtime works.
-pub(super) async fn watchdog() {
+/// Answers systemd's watchdog while the runtime works and the journal answers: without either no contract can be looked
+/// after. The ledger's silence is no reason to start again.
+pub(super) async fn watchdog(ctx: Arc<Ctx>) {
     let Some(every) = sd_notify::watchdog_enabled() else {
         return;
     };
-    let mut ticks = tokio::time::interval(every / 2);
+    let mut ticks = tokio::time::interval(every / 4);
     loop {
         ticks.tick().await;
-        notify(&[sd_notify::NotifyState::Watchdog]);
+        match tokio::time::timeout(every / 2, ctx.journal.draining()).await {
+            Ok(Ok(_)) => notify(&[sd_notify::NotifyState::Watchdog]),
+            Ok(Err(error)) => tracing::error!(%error, "the journal fails; systemd will start hostd again"),
+            Err(_) => tracing::error!("the journal doesn't answer; systemd will start hostd again"),
+        }
     }
 }
 

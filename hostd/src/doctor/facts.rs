@@ -26,6 +26,9 @@ pub struct Wants {
     pub encryption: bool,
     /// Whether VMs get their memory from hugepages.
     pub hugepages: bool,
+    /// MiB of hugepages that the config reserves.
+    #[serde(default)]
+    pub reserve_hugepages_mib: u32,
     /// Whether confidential kinds are simulated (tests and demos).
     pub test_platform: bool,
 }

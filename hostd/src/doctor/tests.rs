@@ -20,6 +20,7 @@ fn wants(kinds: &[VmKind]) -> Wants {
         gpus: false,
         encryption: false,
         hugepages: false,
+        reserve_hugepages_mib: 0,
         test_platform: false,
     }
 }
@@ -47,6 +48,7 @@ fn healthy() -> Facts {
     Facts {
         wants: Wants {
             hugepages: true,
+            reserve_hugepages_mib: 0,
             ..wants(&[VmKind::Plain, VmKind::SevSnp])
         },
         inventory,
@@ -257,6 +259,9 @@ fn every_fault_is_found_under_its_id_with_something_to_do() {
             f.devices.vhost_vsock = false
         }),
         ("hugepages", Fail, "hugepagesz", |f| f.inventory.hugepages.clear()),
+        ("hugepages", Warn, "vmm.reserve_hugepages_mib", |f| {
+            f.wants.reserve_hugepages_mib = u32::MAX
+        }),
         ("hugepages", Info, "nr_hugepages=0", |f| f.wants.hugepages = false),
         ("iommu", Fail, "VT-d", |f| {
             f.wants.gpus = true;

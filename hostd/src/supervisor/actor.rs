@@ -17,6 +17,9 @@ use super::{CommandError, Ctx};
 use crate::journal::{Change, JournalError, Record, Removal, Step};
 use crate::ports::LedgerCallError;
 
+/// How long a ledger may take to hear that the machine goes down.
+const LAST_WORD: Duration = Duration::from_secs(10);
+
 /// What the supervisor tells an actor.
 #[derive(Clone, Debug)]
 pub(super) struct Told {
@@ -33,12 +36,18 @@ pub enum Command {
         /// Answered when the journal has it.
         answer: oneshot::Sender<Result<(), CommandError>>,
     },
+    /// The machine goes down: end the contract and stop its VM, whether the ledger answers or not.
+    PowerOff {
+        /// Answered when the VM has stopped and the ledger was asked to note it.
+        answer: oneshot::Sender<()>,
+    },
 }
 
 impl Command {
     pub(super) fn refuse(self, error: CommandError) {
         match self {
             Self::End { answer, .. } => drop(answer.send(Err(error))), // whoever asked may have gone
+            Self::PowerOff { answer } => drop(answer.send(())),        // nothing runs here
         }
     }
 }
@@ -317,7 +326,14 @@ impl Actor {
     }
 
     async fn obey(&mut self, command: Command) -> Result<(), JournalError> {
-        let Command::End { why, answer } = command;
+        let (why, answer) = match command {
+            Command::End { why, answer } => (why, answer),
+            Command::PowerOff { answer } => {
+                self.power_off().await?;
+                let _ = answer.send(()); // systemd may have lost patience
+                return Ok(());
+            }
+        };
         let result = match self.view() {
             View::Finished => Err(CommandError::Refused(
                 "the contract is over and nothing of it is left here".into(),
@@ -337,6 +353,29 @@ impl Actor {
             }
         };
         let _ = answer.send(result); // the operator may have gone
+        Ok(())
+    }
+
+    /// The machine goes down. The ledger hears first, as always, but the guest's time to stop doesn't wait for its answer.
+    async fn power_off(&mut self) -> Result<(), JournalError> {
+        match self.view() {
+            View::Nothing | View::Finished => return Ok(()),
+            View::Provisioning { .. } | View::Running { .. } => {
+                let why = "the machine is shut down".to_owned();
+                self.mark(Removal::Operator { why }).await?;
+            }
+            View::Removing { .. } => {}
+        }
+        if decide::next(self.desired, self.view()) == Action::Tell {
+            match tokio::time::timeout(LAST_WORD, self.tell()).await {
+                Ok(told) => told?,
+                // It may have been journalled just before; the next start tells it otherwise.
+                Err(_) => self.record = self.ctx.journal.record(self.id).await?,
+            }
+        }
+        if self.record().next_of(&Step::REMOVAL) == Some(Step::Stop) {
+            self.step(Step::Stop).await?;
+        }
         Ok(())
     }
 

@@ -177,6 +177,7 @@ impl Ctx {
 /// A word to the supervisor.
 enum Word {
     Command(ContractId, Command),
+    PowerOff(oneshot::Sender<()>),
 }
 
 /// Why an operator's command was not taken.
@@ -214,6 +215,17 @@ impl Handle {
             .map_err(|_| CommandError::Stopping)?;
         wait.await.map_err(|_| CommandError::Stopping)?
     }
+
+    /// The machine goes down: ends every contract, each VM within its deadline, and takes up nothing new. Answers when
+    /// no VM runs any more and the ledger was asked to note it.
+    pub async fn power_off(&self) -> Result<(), CommandError> {
+        let (answer, wait) = oneshot::channel();
+        self.words
+            .send(Word::PowerOff(answer))
+            .await
+            .map_err(|_| CommandError::Stopping)?;
+        wait.await.map_err(|_| CommandError::Stopping)
+    }
 }
 
 struct ActorHandle {
@@ -236,6 +248,8 @@ pub fn supervise(ctx: Arc<Ctx>) -> (Handle, impl Future<Output = Result<(), Jour
 struct Supervisor {
     ctx: Arc<Ctx>,
     actors: BTreeMap<ContractId, ActorHandle>,
+    /// The machine goes down: nothing new is taken up.
+    powering_off: bool,
     tasks: JoinSet<(ContractId, Result<(), JournalError>)>,
 }
 
@@ -248,6 +262,7 @@ async fn run(
     let mut supervisor = Supervisor {
         ctx,
         actors: BTreeMap::new(),
+        powering_off: false,
         tasks: JoinSet::new(),
     };
     // Adoption: every open contract gets its actor before the ledger is even asked; VMs that ended are seen at once.
@@ -276,6 +291,13 @@ async fn run(
             Some(ended) = supervisor.tasks.join_next() => supervisor.ended(ended)?,
             word = words.recv() => match word {
                 Some(Word::Command(id, command)) => supervisor.pass(id, command),
+                Some(Word::PowerOff(answer)) => {
+                    let stopped = supervisor.power_off();
+                    background.spawn(async move {
+                        stopped.await;
+                        let _ = answer.send(()); // systemd may have lost patience
+                    });
+                }
                 None => std::future::pending().await, // no handles any more; contracts go on
             },
         }
@@ -307,6 +329,7 @@ impl Supervisor {
                         changed
                     });
                 }
+                None if self.powering_off => {} // waits on the ledger for the next start
                 None => self.start(contract.id, told),
             }
         }
@@ -364,6 +387,29 @@ impl Supervisor {
                 Err(JournalError::Gone)
             }
             Err(_) => Ok(()),
+        }
+    }
+
+    /// Tells every actor that the machine goes down; the future ends when all have stopped their VMs.
+    fn power_off(&mut self) -> impl Future<Output = ()> + Send + use<> {
+        self.powering_off = true;
+        tracing::warn!(
+            contracts = self.actors.len(),
+            "the machine goes down; VMs are stopped"
+        );
+        let queues: Vec<_> = self.actors.values().map(|actor| actor.commands.clone()).collect();
+        async move {
+            let mut answers = Vec::with_capacity(queues.len());
+            for queue in queues {
+                let (answer, wait) = oneshot::channel();
+                // An actor that has ended has no VM.
+                if queue.send(Command::PowerOff { answer }).await.is_ok() {
+                    answers.push(wait);
+                }
+            }
+            for answer in answers {
+                let _ = answer.await; // dropped: the actor has ended
+            }
         }
     }
 

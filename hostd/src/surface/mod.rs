@@ -13,6 +13,7 @@
 //! | `GET /v1/contracts/{id}/console?follow=&tail=` | its console log |
 //! | `GET /v1/contracts/{id}/evidence` | what the ledger found in its evidence |
 //! | `POST /v1/contracts/{id}/end` | the operator's explicit word: ends the contract |
+//! | `POST /v1/power-off` | the machine goes down: every contract ends, every VM stops within its deadline |
 //! | `POST /v1/drain` | takes no new contracts, or takes them again |
 //! | `POST /v1/maintenance` | the same with a reason that is kept, shown and logged |
 //! | `GET /v1/money` | escrow, what accrued, balance, reputation |
@@ -199,6 +200,7 @@ type Shared = State<Arc<App>>;
         vm,
         console::console,
         end,
+        power_off,
         drain,
         maintenance,
         money_report,
@@ -233,6 +235,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/contracts/{id}/console", get(console::console))
         .route("/v1/contracts/{id}/end", post(end))
         .route("/v1/contracts/{id}/evidence", get(evidence))
+        .route("/v1/power-off", post(power_off))
         .route("/v1/drain", post(drain))
         .route("/v1/maintenance", post(maintenance))
         .route("/v1/money", get(money_report))
@@ -367,6 +370,14 @@ async fn end(
     };
     app.handle.end(id, reason.to_owned()).await?;
     Ok(StatusCode::ACCEPTED)
+}
+
+/// Ends every contract because the machine goes down. Answers when no VM runs any more.
+#[utoipa::path(post, path = "/v1/power-off",
+    responses((status = 200, description = "no VM runs any more", body = Status), (status = 503, body = Problem)))]
+async fn power_off(State(app): Shared) -> Result<Json<Status>, ApiError> {
+    app.handle.power_off().await?;
+    Ok(Json(app.status().await?))
 }
 
 /// Drains the host, or ends the drain.

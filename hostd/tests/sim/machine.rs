@@ -128,7 +128,7 @@ impl Vmm for Machine {
     async fn stop(&self, spec: &VmSpec, _: Option<&VmmProcess>, _: Duration) -> Result<(), VmmError> {
         self.effect(|state| {
             let running = state.vms.get(&spec.id).is_some_and(|vm| !vm.partial);
-            if running && !over(state, spec.id) {
+            if running && !state.going_down && !over(state, spec.id) {
                 state
                     .violations
                     .push(format!("{} was stopped while its contract ran", spec.id.short()));

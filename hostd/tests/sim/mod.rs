@@ -61,6 +61,8 @@ pub struct State {
     pub height: u64,
     pub contracts: BTreeMap<ContractId, Contract>,
     pub ledger_down: bool,
+    /// The machine is being shut down: VMs may be stopped without the ledger's knowledge.
+    pub going_down: bool,
     pub guest: Guest,
     pub launch_fails: bool,
     pub boot: u32,
@@ -146,6 +148,7 @@ impl World {
                 height: 1,
                 contracts: BTreeMap::new(),
                 ledger_down: false,
+                going_down: false,
                 guest: Guest::Honest,
                 launch_fails: false,
                 boot: 1,

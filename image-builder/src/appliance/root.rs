@@ -34,6 +34,14 @@ const FILES: &[(&str, u32, &str)] = &[
         include_str!("../../../systemd/system/decent-cloud-healthy.service"),
     ),
     systemd(
+        "usr/lib/systemd/system/decent-cloud-hugepages.service",
+        include_str!("../../../systemd/system/decent-cloud-hugepages.service"),
+    ),
+    systemd(
+        "usr/lib/systemd/system/decent-cloud-vms.service",
+        include_str!("../../../systemd/system/decent-cloud-vms.service"),
+    ),
+    systemd(
         "usr/lib/systemd/system/decent-cloud-console@.service",
         include_str!("../../../systemd/system/decent-cloud-console@.service"),
     ),
@@ -52,6 +60,10 @@ const FILES: &[(&str, u32, &str)] = &[
     systemd(
         "usr/lib/systemd/system-preset/50-decent-cloud.preset",
         include_str!("../../../systemd/system-preset/50-decent-cloud.preset"),
+    ),
+    systemd(
+        "usr/lib/systemd/system/system.slice.d/decent-cloud.conf",
+        include_str!("../../../systemd/system/system.slice.d/decent-cloud.conf"),
     ),
     systemd(
         "usr/lib/repart.d/40-state.conf",

@@ -232,7 +232,13 @@ fn hugepages(facts: &Facts) -> Outcome {
         (false, _) => outcome(Severity::Info, format!("{total} hugepages of 2 MiB are reserved, but VMs use ordinary pages"), "nr_hugepages")
             .fix("turn hugepages on for VMs, or give the memory back: sysctl vm.nr_hugepages=0"),
         (true, 0) => outcome(Severity::Fail, "VMs shall use hugepages, but none are reserved", "nr_hugepages = 0")
-            .fix("reserve them at boot: hugepagesz=2M hugepages=N on the kernel's command line (N = MiB for VMs / 2)"),
+            .fix("reserve them at boot: vmm.reserve_hugepages_mib in hostd.toml, or hugepagesz=2M hugepages=N on the kernel's command line (N = MiB for VMs / 2)"),
+        (true, _) if total * 2 < u64::from(facts.wants.reserve_hugepages_mib) => outcome(
+            Severity::Warn,
+            format!("only {} of {} MiB of hugepages could be reserved", total * 2, facts.wants.reserve_hugepages_mib),
+            "nr_hugepages",
+        )
+        .fix("restart the machine, or lower vmm.reserve_hugepages_mib: memory was in pieces, or there is too little"),
         (true, _) => ok(format!("{free} of {total} hugepages of 2 MiB are free")),
     }
 }

@@ -26,6 +26,8 @@ use crate::vmm::{Access, VmSpec, VmmError, VmmProcess, machine};
 
 /// Threads of a VMM: vCPUs, device queues, io_uring workers. Only against a runaway.
 const TASKS_MAX: u32 = 4096;
+/// Stopped before this unit at a shutdown, so that hostd ends the VMs in order before systemd would.
+const STOPPED_FIRST: &str = "--property=Before=decent-cloud-vms.service";
 /// How long the last threads of a killed VMM may take to go.
 const THREADS_END: Duration = Duration::from_secs(2);
 
@@ -67,6 +69,7 @@ impl Launcher {
                 "--slice=decent-cloud.slice",
                 &unit,
                 &tasks,
+                STOPPED_FIRST,
                 "--",
             ]);
         }
