@@ -5,6 +5,7 @@
 //! |---|---|---|---|
 //! | 1 | ledger | a fresh durable ledger; keys for everybody | [`setting`] |
 //! | 2 | host | takes stock, registers, publishes its offering | [`setting`] |
+//! | 2 | host, ledger | what the host runs, by its TPM's quote | [`host_runs`] |
 //! | 3–5 | developer, host | match, pay, accept, provision, boot | [`contract`] |
 //! | 6–7 | VM, ledger | evidence verified, clock starts; forged evidence refused | [`contract`], [`forgery`] |
 //! | 8 | developer | verifies alone, connects by TLS and SSH; a neighbour can't | [`developer`] |
@@ -13,12 +14,13 @@
 //! | 9 | all | accrual, extension, cancellation, refund, removal, the books | [`contract`] |
 //!
 //! What is simulated where the silicon is missing: the SNP chip (`snp-sim-qemu`, under a test root that the demo's
-//! genesis names, so every verdict says `test-root`), and time (the demo ledger's clock runs faster, and says so).
+//! genesis names, so every verdict says `test-root`), the host's boot (measured into swtpm), and time (the demo ledger's clock runs faster, and says so).
 //! Everything else is the real thing: the node, hostd, libvirt, QEMU, the kernel's namespaces and rules, HAProxy, TLS, SSH.
 
 pub mod contract;
 pub mod developer;
 pub mod forgery;
+pub mod host_runs;
 pub mod own_name;
 pub mod report;
 pub mod setting;
@@ -106,6 +108,7 @@ impl Job {
     fn steps(&mut self) -> Result<()> {
         let ledger = self.start_ledger()?;
         let host = self.start_host(&ledger)?;
+        self.what_the_host_runs(&ledger, &host)?;
         let first = self.rent(&ledger, &ledger.alice, 1)?;
         self.follow_until_active(&ledger, &first)?;
         self.forge(&ledger, &first)?;

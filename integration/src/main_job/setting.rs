@@ -12,6 +12,7 @@ use ledger::protocol::{Der, Genesis, InitialBalance};
 use serde::Deserialize;
 
 use super::Job;
+use super::host_runs;
 use super::world::{HOST_ADDRESS, Place, WAN_ADDRESS};
 use crate::dns;
 use crate::libvirt_harness;
@@ -81,10 +82,11 @@ impl Job {
         let [provider, alice, bob] = ["provider", "alice", "bob"].map(|name| self.new_key(name));
         let (provider, alice, bob) = (provider?, alice?, bob?);
 
+        let image_key = host_runs::sign_references(&self.world.path("references"))?;
         let genesis_file = self.world.path("genesis.toml");
         fs::write(
             &genesis_file,
-            toml::to_string(&genesis(&[&alice, &bob], &test_root)?)?,
+            toml::to_string(&genesis(&[&alice, &bob], &test_root, image_key)?)?,
         )?;
         let (dir, listen) = (self.world.path("ledger"), format!("{WAN_ADDRESS}:8080"));
         self.run({
@@ -157,11 +159,13 @@ impl Job {
                 "5e".repeat(32)
             ),
         )?;
+        let attestation_key = self.power_tpm()?;
         let delegation = self.world.path("delegation");
         self.run({
             let mut command = self.decent(ledger, &ledger.provider, &["host", "delegate"])?;
             command
                 .args(["--host-key", &key.principal.to_text()])
+                .args(["--attestation-key", &attestation_key])
                 .arg("--profile")
                 .arg(&profile);
             command.arg("--out").arg(&delegation);
@@ -310,6 +314,12 @@ http_port = 80
 kds = "http://{KDS_ADDRESS}/"
 test_root = "{dir}/snp-sim/ark.der"
 
+[host_evidence]
+tpm = "{tpm}"
+references = ["{dir}/references"]
+firmware_log = "{log}"
+userspace_log = "{dir}/no-systemd.log"
+
 [names]
 nameservers = ["{WAN_ADDRESS}"]
 retry_max_s = 1
@@ -344,6 +354,8 @@ memory_mib = 4096
 storage_gib = 8
 "#,
             url = client.url,
+            tpm = host_runs::TCTI,
+            log = self.firmware_log().display(),
             canister = client.canister_id,
             root_key = client.root_key,
             host_key = key.key.display(),
@@ -358,7 +370,7 @@ storage_gib = 8
 }
 
 /// The demo's genesis: the paper's numbers, a fast clock, money out of nothing for the developers, a test root.
-fn genesis(developers: &[&Party], test_root: &Path) -> Result<Genesis> {
+fn genesis(developers: &[&Party], test_root: &Path, image_key: String) -> Result<Genesis> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     let mut genesis = Genesis::demo("Decent Cloud demo", CLOCK_RATE, now);
     genesis.balances = developers
@@ -371,5 +383,6 @@ fn genesis(developers: &[&Party], test_root: &Path) -> Result<Genesis> {
         .collect();
     let root = fs::read(test_root).with_context(|| format!("cannot read {}", test_root.display()))?;
     genesis.test_roots = vec![Der(root)];
+    genesis.host_images.keys = vec![image_key];
     Ok(genesis)
 }
