@@ -450,7 +450,7 @@ fn warn_of_own_mounts() {
     }
 }
 
-/// What the doctor needs beside what it finds out by itself.
+/// What the doctor needs beside what it finds out by itself. `domain`: the running daemon's; `None`: there is none.
 pub fn doctor_inputs(
     config: &Config,
     vmms: Vec<(String, VmmSupport)>,
@@ -458,7 +458,7 @@ pub fn doctor_inputs(
     encryption: EncryptionSupport,
     storage: inventory::Probe<crate::storage::Space>,
     domain: Option<&str>,
-    running: bool,
+    endorsements: Vec<doctor::EndorsementFact>,
 ) -> doctor::Inputs {
     let ledger_host = url::Url::parse(&config.ledger.url)
         .ok()
@@ -495,7 +495,7 @@ pub fn doctor_inputs(
         ledger,
         storage,
         encryption,
-        running,
+        running: domain.is_some(),
         ingress_ports: config
             .network
             .haproxy
@@ -509,6 +509,7 @@ pub fn doctor_inputs(
             .map(|name| (name, None))
             .chain(tenants.map(|name| (name, Some(config.network.public_ip4))))
             .collect(),
+        endorsements,
     }
 }
 

@@ -16,11 +16,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use attestation::fetch::{Document, Fetcher, Found, Outcome, Sources};
-use attestation::{AnyEvidence, Bundle, Roots};
+use attestation::fetch::{Document, Event, FetchError, Fetcher, Found, Outcome, Sources};
+use attestation::{AnyEvidence, Bundle, Endorsements, Roots};
 use ledger::api::EVIDENCE_MAX;
 
 use crate::config::EndorsementsConfig;
+use crate::doctor::EndorsementFact;
 
 /// What ends sooner is renewed, seconds: AMD's and Intel's lists are good for weeks.
 const AHEAD: u64 = 2 * 24 * 3600;
@@ -102,12 +103,13 @@ impl Keeper {
             return evidence;
         };
         let mut hear = tell;
-        let completing = fetcher.complete(&parsed, at, 0, &mut hear);
+        let given = Endorsements::none();
+        let completing = fetcher.complete(&parsed, &given, at, 0, &mut hear);
         let (found, needs) = match tokio::time::timeout(COMPLETE_WITHIN, completing).await {
             Ok(all) => all,
             Err(_) => {
                 tracing::warn!("the makers' services are too slow: evidence goes with what is here");
-                offline.complete(&parsed, at, 0, &mut |_| ()).await
+                offline.complete(&parsed, &given, at, 0, &mut |_| ()).await
             }
         };
         for gap in needs.gaps {
@@ -146,18 +148,32 @@ impl Keeper {
 
     /// Renews what ends soon, and gets what is missing.
     async fn refresh(&self, at: u64) -> Vec<Found> {
+        self.each(self.fetcher.as_ref(), at, AHEAD).await
+    }
+
+    /// What ought to be there, and whether it is, for the doctor; asks nobody.
+    pub async fn look(&self) -> Vec<EndorsementFact> {
+        let found = self.each(self.offline.as_ref(), now(), 0).await;
+        let fact = |found: &Found| EndorsementFact {
+            document: found.document.to_string(),
+            there: found.is_there(),
+            until: found.until,
+        };
+        found.iter().map(fact).collect()
+    }
+
+    async fn each(&self, fetcher: Option<&Fetcher>, at: u64, ahead: u64) -> Vec<Found> {
         let wanted = self
             .wanted
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
             .clone();
         let mut all = Vec::new();
-        let Some(fetcher) = &self.fetcher else {
+        let Some(fetcher) = fetcher else {
             return all;
         };
         for document in wanted {
-            let found = fetcher.get(document, &all, at, AHEAD).await;
-            tell(&found);
+            let found = fetcher.get(document, &all, at, ahead, &mut tell).await;
             all.push(found);
         }
         all
@@ -174,10 +190,21 @@ pub async fn keep(ctx: std::sync::Arc<crate::supervisor::Ctx>) {
     }
 }
 
-fn tell(found: &Found) {
+fn tell(event: Event<'_>) {
+    let found = match event {
+        Event::Done(found) => found,
+        Event::Waits {
+            document,
+            error,
+            pause,
+        } => {
+            tracing::info!(%document, %error, ?pause, "a maker's service is asked again");
+            return;
+        }
+    };
     let document = &found.document;
     match &found.outcome {
-        Outcome::Kept => {}
+        Outcome::Kept | Outcome::Missing(FetchError::Offline) => {}
         Outcome::Fetched => tracing::info!(%document, "endorsement fetched"),
         Outcome::Stale(error) => {
             tracing::warn!(%document, %error, "an endorsement that ends soon can't be renewed")

@@ -9,7 +9,13 @@ use crate::snp::{Product, Report, TcbVersion, VekKind, vek};
 use crate::x509::{Cert, Crl, find_path};
 
 /// What an SNP report needs. `certificates`: those that came with it.
-pub(super) fn needs(report: &[u8], certificates: &[Vec<u8>], known: &Endorsements, needs: &mut Needs) {
+pub(super) fn needs(
+    report: &[u8],
+    certificates: &[Vec<u8>],
+    known: &Endorsements,
+    told: Option<Product>,
+    needs: &mut Needs,
+) {
     let Ok(report) = Report::parse(report) else {
         return needs.lack("a report of another length than an SNP report's");
     };
@@ -25,9 +31,10 @@ pub(super) fn needs(report: &[u8], certificates: &[Vec<u8>], known: &Endorsement
         .collect();
     // A report of version 2 doesn't say its product; its certificate does.
     let issued = || veks.iter().find_map(|vek| vek::issued_by(&vek.issuer_cn));
-    let Some(product) = report.product().or_else(|| Some(issued()?.1)) else {
+    let Some(product) = report.product().or_else(|| Some(issued()?.1)).or(told) else {
         return needs.lack(
-            "the report doesn't say which product it is from (version 2), and there is no certificate that does",
+            "the report doesn't say which product it is from (version 2), and there is no certificate that does: name it \
+             (`--product milan` or `genoa`)",
         );
     };
     needs.want(Document::AmdChain { product, vek: kind });

@@ -4,9 +4,11 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use super::client::{self, FetchError, FetcherError};
+use super::client::{self, FetchError, FetcherError, Patience};
 use super::{Answer, Document, Needs, Sources, needed};
+use crate::snp::Product;
 use crate::{AnyEvidence, Endorsements, Roots};
 
 /// Beside a document: the signer's certificates that came with it.
@@ -20,6 +22,24 @@ pub struct Fetcher {
     sources: Sources,
     folder: PathBuf,
     roots: Roots,
+    patience: Patience,
+    product: Option<Product>,
+}
+
+/// What whoever waits may hear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// A service is asked again after a pause.
+    Waits {
+        /// For what.
+        document: &'a Document,
+        /// Why.
+        error: &'a FetchError,
+        /// For how long.
+        pause: Duration,
+    },
+    /// A document's fate is known.
+    Done(&'a Found),
 }
 
 /// Where a document came from, or why it isn't there.
@@ -58,28 +78,47 @@ impl Found {
 impl Fetcher {
     /// `sources`: `None` fetches nothing and uses what the folder has. `roots`: who must have signed.
     pub fn new(folder: &Path, sources: Option<Sources>, roots: Roots) -> Result<Self, FetcherError> {
-        let client = sources.as_ref().map(|_| client::client()).transpose()?;
+        let patience = Patience::default();
+        let client = sources.as_ref().map(|_| client::client(patience)).transpose()?;
         Ok(Self {
             client,
             sources: sources.unwrap_or_default(),
             folder: folder.to_owned(),
             roots,
+            patience,
+            product: None,
         })
     }
 
-    /// Gets all that `evidence` needs, and what that needs in turn. `at`, Unix seconds: when it must be good; `ahead`,
-    /// seconds: what ends sooner is renewed. `progress` hears of each document when its fate is known.
+    /// With another patience than the default.
+    pub fn with_patience(mut self, patience: Patience) -> Result<Self, FetcherError> {
+        if self.client.is_some() {
+            self.client = Some(client::client(patience)?);
+        }
+        self.patience = patience;
+        Ok(self)
+    }
+
+    /// For reports that don't say which processor they are from (version 2).
+    pub fn with_product(self, product: Option<Product>) -> Self {
+        Self { product, ..self }
+    }
+
+    /// Gets all that `evidence` needs beside what is `given`, and what that needs in turn. `at`, Unix seconds: when it must be
+    /// good; `ahead`, seconds: what ends sooner is renewed. `hear` hears what happens to each document.
     pub async fn complete(
         &self,
         evidence: &AnyEvidence,
+        given: &Endorsements,
         at: u64,
         ahead: u64,
-        progress: &mut (dyn FnMut(&Found) + Send),
+        hear: &mut (dyn FnMut(Event<'_>) + Send),
     ) -> (Vec<Found>, Needs) {
         let mut all: Vec<Found> = Vec::new();
         loop {
-            let known = self.endorsements(&all);
-            let mut needs = needed(evidence, &known, &self.roots, at);
+            let mut known = given.clone();
+            self.add_to(&mut known, &all);
+            let mut needs = needed(evidence, &known, self.product, &self.roots, at);
             needs
                 .documents
                 .retain(|document| all.iter().all(|found| found.document != *document));
@@ -87,15 +126,34 @@ impl Fetcher {
                 return (all, needs);
             }
             for document in needs.documents {
-                let found = self.get(document, &all, at, ahead).await;
-                progress(&found);
+                let found = self.get(document, &all, at, ahead, hear).await;
                 all.push(found);
             }
         }
     }
 
     /// Gets one document. `others`: what was got before; a signer's certificate may be among them.
-    pub async fn get(&self, document: Document, others: &[Found], at: u64, ahead: u64) -> Found {
+    pub async fn get(
+        &self,
+        document: Document,
+        others: &[Found],
+        at: u64,
+        ahead: u64,
+        hear: &mut (dyn FnMut(Event<'_>) + Send),
+    ) -> Found {
+        let found = self.seek(document, others, at, ahead, hear).await;
+        hear(Event::Done(&found));
+        found
+    }
+
+    async fn seek(
+        &self,
+        document: Document,
+        others: &[Found],
+        at: u64,
+        ahead: u64,
+        hear: &mut (dyn FnMut(Event<'_>) + Send),
+    ) -> Found {
         let known: Vec<Vec<u8>> = self
             .endorsements(others)
             .certificates()
@@ -117,7 +175,7 @@ impl Fetcher {
         {
             return found(Outcome::Kept, *until, Some(answer));
         }
-        match (self.fetch(&document, &path, &known, at).await, kept) {
+        match (self.fetch(&document, &path, &known, at, hear).await, kept) {
             (Ok((until, answer)), _) => found(Outcome::Fetched, until, Some(&answer)),
             (Err(FetchError::Offline), Some((until, answer))) => found(Outcome::Kept, until, Some(&answer)),
             (Err(e), Some((until, answer))) => found(Outcome::Stale(e), until, Some(&answer)),
@@ -131,19 +189,32 @@ impl Fetcher {
         path: &Path,
         known: &[Vec<u8>],
         at: u64,
+        hear: &mut (dyn FnMut(Event<'_>) + Send),
     ) -> Result<(Option<u64>, Answer), FetchError> {
         let client = self.client.as_ref().ok_or(FetchError::Offline)?;
         let request = document
             .request(&self.sources)
             .map_err(|e| FetchError::Local(e.to_string()))?;
-        let mut answer = client::ask(client, &request).await?;
+        let mut waits = |error: &FetchError, pause| {
+            hear(Event::Waits {
+                document,
+                error,
+                pause,
+            });
+        };
+        let mut answer = client::ask(client, &request, self.patience, &mut waits).await?;
         let until = document
             .check(&mut answer, known, &self.roots, at)
             .map_err(|why| {
                 let host = client::host(&request);
                 FetchError::Unusable { host, why }
             })?;
-        let written = fs::create_dir_all(&self.folder).and_then(|()| write(path, &answer));
+        let (to, written) = (path.to_owned(), answer.clone());
+        // Waits for the disk.
+        let written = tokio::task::spawn_blocking(move || {
+            fs::create_dir_all(to.parent().unwrap_or(&to)).and_then(|()| write(&to, &written))
+        });
+        let written = written.await.map_err(io::Error::other).and_then(|done| done);
         written.map_err(|e| FetchError::Local(format!("cannot write {}: {e}", path.display())))?;
         Ok((until, answer))
     }
@@ -151,13 +222,17 @@ impl Fetcher {
     /// What was found, for the verifier.
     pub fn endorsements(&self, found: &[Found]) -> Endorsements {
         let mut endorsements = Endorsements::none();
+        self.add_to(&mut endorsements, found);
+        endorsements
+    }
+
+    fn add_to(&self, endorsements: &mut Endorsements, found: &[Found]) {
         for file in found.iter().flat_map(|found| &found.files) {
             // They were read and checked before; one that is gone since is missing then, and the verdict names it.
             if let Ok(content) = fs::read(file) {
                 let _ = endorsements.add(&content);
             }
         }
-        endorsements
     }
 }
 

@@ -1,21 +1,36 @@
-//! One HTTP request: bounded in size and time, repeated where the server asks for patience.
+//! One document over HTTP: bounded in size and time, asked for again where the server wants patience.
 
 use std::error::Error as _;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use reqwest::{Client, StatusCode, redirect};
 
 use super::document::{Answer, Request};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// For one request, its answer included.
-const TIMEOUT: Duration = Duration::from_secs(30);
 const ATTEMPTS: u32 = 4;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// The largest documents, manifests, have about 300 KB.
 pub(super) const ANSWER_LEN_MAX: usize = 2 * 1024 * 1024;
+
+/// How long a maker's service may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// One request, its answer included, however slowly that comes.
+    pub request: Duration,
+    /// One document, all attempts and pauses included. A server that wants to be left alone for longer is.
+    pub document: Duration,
+}
+
+impl Default for Patience {
+    /// 30 seconds, and two minutes.
+    fn default() -> Self {
+        Self {
+            request: Duration::from_secs(30),
+            document: Duration::from_secs(120),
+        }
+    }
+}
 
 /// Why there is no HTTP client.
 #[derive(Debug, thiserror::Error)]
@@ -41,12 +56,14 @@ pub enum FetchError {
         why: String,
     },
     /// The server says no.
-    #[error("{host} answers {status}")]
+    #[error("{host} answers {status}{}", later(*retry_after))]
     Refused {
         /// Who was asked.
         host: String,
         /// HTTP status.
         status: u16,
+        /// How long it wants to be left alone.
+        retry_after: Option<Duration>,
     },
     /// The answer isn't the document, or its maker didn't sign it.
     #[error("the answer of {host} is not used: {why}")]
@@ -61,6 +78,12 @@ pub enum FetchError {
     Local(String),
 }
 
+fn later(pause: Option<Duration>) -> String {
+    pause.map_or_else(String::new, |pause| {
+        format!(", and to ask again in {} s", pause.as_secs())
+    })
+}
+
 impl FetchError {
     /// Whether the same question may be answered a little later.
     fn is_passing(&self) -> bool {
@@ -72,40 +95,53 @@ impl FetchError {
     }
 }
 
-pub(super) fn client() -> Result<Client, FetcherError> {
+pub(super) fn client(patience: Patience) -> Result<Client, FetcherError> {
     let builder = Client::builder()
         .user_agent(concat!("decent-cloud-attest/", env!("CARGO_PKG_VERSION")))
         // The makers' services answer where they are asked; whoever leads us elsewhere isn't them.
         .redirect(redirect::Policy::none())
         .referer(false)
-        .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(TIMEOUT);
+        .timeout(patience.request);
     builder.build().map_err(|e| FetcherError(words(&e)))
 }
 
-/// Asks, again if it must: with growing pauses, or with those that the server names.
-pub(super) async fn ask(client: &Client, request: &Request) -> Result<Answer, FetchError> {
+/// Asks, again if it must: after growing pauses, or those that the server names, as long as patience lasts. `waits` hears of
+/// each pause, and why.
+pub(super) async fn ask(
+    client: &Client,
+    request: &Request,
+    patience: Patience,
+    waits: &mut (dyn FnMut(&FetchError, Duration) + Send),
+) -> Result<Answer, FetchError> {
+    let began = tokio::time::Instant::now();
     let mut pause = FIRST_PAUSE;
     let mut attempt = 1;
     loop {
-        let (error, named) = match once(client, request).await {
+        let error = match once(client, request).await {
             Ok(answer) => return Ok(answer),
-            Err(failed) => failed,
+            Err(error) => error,
         };
-        if attempt == ATTEMPTS || !error.is_passing() {
+        let named = match &error {
+            FetchError::Refused { retry_after, .. } => *retry_after,
+            _ => None,
+        };
+        let next = named.unwrap_or(pause);
+        let left = patience.document.saturating_sub(began.elapsed());
+        if attempt == ATTEMPTS || !error.is_passing() || next >= left {
             return Err(error);
         }
-        tokio::time::sleep(named.unwrap_or(pause).min(PAUSE_MAX)).await;
+        waits(&error, next);
+        tokio::time::sleep(next).await;
         pause *= 2;
         attempt += 1;
     }
 }
 
-async fn once(client: &Client, request: &Request) -> Result<Answer, (FetchError, Option<Duration>)> {
+async fn once(client: &Client, request: &Request) -> Result<Answer, FetchError> {
     let host = host(request);
     let broken = |e: reqwest::Error| {
         let (host, why) = (host.clone(), words(&e));
-        (FetchError::Unreachable { host, why }, None)
+        FetchError::Unreachable { host, why }
     };
     let asked = match &request.ocsp {
         None => client.get(request.url.clone()),
@@ -117,16 +153,18 @@ async fn once(client: &Client, request: &Request) -> Result<Answer, (FetchError,
     let mut response = asked.send().await.map_err(broken)?;
     match response.status() {
         StatusCode::OK => {}
-        StatusCode::NOT_FOUND | StatusCode::GONE => return Err((FetchError::NotFound(host), None)),
+        StatusCode::NOT_FOUND | StatusCode::GONE => return Err(FetchError::NotFound(host)),
         status => {
-            let named = retry_after(response.headers());
-            let status = status.as_u16();
-            return Err((FetchError::Refused { host, status }, named));
+            return Err(FetchError::Refused {
+                host,
+                status: status.as_u16(),
+                retry_after: retry_after(response.headers()),
+            });
         }
     }
     let unusable = |why: &str| {
         let (host, why) = (host.clone(), why.to_owned());
-        (FetchError::Unusable { host, why }, None)
+        FetchError::Unusable { host, why }
     };
     let issuers = match request.issuer_chain.and_then(|name| response.headers().get(name)) {
         Some(header) => {
@@ -152,10 +190,14 @@ pub(super) fn host(request: &Request) -> String {
     request.url.host_str().unwrap_or_default().to_owned()
 }
 
-/// Seconds; a date counts as not said.
+/// Seconds from now, or a date (RFC 9110, 10.2.3).
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(text).ok()?;
+    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
 /// An error with its causes, in one line.

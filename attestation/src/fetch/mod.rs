@@ -19,10 +19,11 @@ mod document;
 mod intel;
 mod nvidia;
 
-pub use cache::{Fetcher, Found, Outcome};
-pub use client::{FetchError, FetcherError};
+pub use cache::{Event, Fetcher, Found, Outcome};
+pub use client::{FetchError, FetcherError, Patience};
 pub use document::{Answer, Document, PckCa, Request, Sources, SourcesError};
 
+use crate::snp::Product;
 use crate::{AnyEvidence, CpuEvidence, Endorsements, Roots};
 
 /// What evidence needs beside itself to be judged.
@@ -50,15 +51,22 @@ impl Needs {
 }
 
 /// What `evidence` needs. Reference manifests have signers of their own, whose revocation is asked about when the
-/// manifests are among `known`: ask again with what was fetched. `at`: Unix seconds.
-pub fn needed(evidence: &AnyEvidence, known: &Endorsements, roots: &Roots, at: u64) -> Needs {
+/// manifests are among `known`: ask again with what was fetched. `product`: of the processor, where the report doesn't say it
+/// (version 2). `at`: Unix seconds.
+pub fn needed(
+    evidence: &AnyEvidence,
+    known: &Endorsements,
+    product: Option<Product>,
+    roots: &Roots,
+    at: u64,
+) -> Needs {
     let mut needs = Needs::default();
     match evidence {
         AnyEvidence::Vm(composite) => {
             match &composite.vm.cpu {
                 CpuEvidence::SevSnp {
                     report, certificates, ..
-                } => amd::needs(report, certificates, known, &mut needs),
+                } => amd::needs(report, certificates, known, product, &mut needs),
                 CpuEvidence::Tdx { quote, .. } => intel::needs(quote, &mut needs),
                 CpuEvidence::None => {}
             }
@@ -67,7 +75,7 @@ pub fn needed(evidence: &AnyEvidence, known: &Endorsements, roots: &Roots, at: u
         AnyEvidence::Gpu(gpus) => nvidia::needs(gpus, known, roots, at, &mut needs),
         AnyEvidence::Azure(azure) => match (&azure.td_quote, azure.snp_report()) {
             (Some(quote), _) => intel::needs(quote, &mut needs),
-            (None, Some(report)) => amd::needs(report, &azure.certificates, known, &mut needs),
+            (None, Some(report)) => amd::needs(report, &azure.certificates, known, product, &mut needs),
             (None, None) => needs.lack("the evidence holds no report that could be read"),
         },
         // Its key is named by the policy, or has a certificate in the evidence.

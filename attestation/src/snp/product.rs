@@ -55,6 +55,19 @@ impl Product {
     }
 }
 
+/// The name in AMD's certificates, in any case.
+impl std::str::FromStr for Product {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let named = |product: &Self| product.name().eq_ignore_ascii_case(text);
+        Self::ALL
+            .into_iter()
+            .find(named)
+            .ok_or_else(|| "milan, genoa or turin".to_owned())
+    }
+}
+
 impl fmt::Display for Product {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())

@@ -7,8 +7,11 @@ mod server;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::LazyLock;
+use std::time::{Duration, Instant, SystemTime};
 
-use attestation::fetch::{Document, FetchError, Fetcher, Found, Outcome, PckCa, Sources, needed};
+use attestation::fetch::{
+    Document, Event, FetchError, Fetcher, Found, Outcome, Patience, PckCa, Sources, needed,
+};
 use attestation::nvidia::GpuEvidence;
 use attestation::sim::tdx::{CrlOf, FMSPC, Td, TdxPlatform};
 use attestation::sim::{CrlIssuer, Gpu, GpuFacts, Launch, OcspSigner, OcspStatus, Platform, RimFacts};
@@ -38,6 +41,10 @@ fn pem(certificates: &[&[u8]]) -> String {
     use der::pem::{LineEnding, encode_string};
     let block = |der: &&[u8]| encode_string("CERTIFICATE", LineEnding::LF, der).unwrap();
     certificates.iter().map(block).collect()
+}
+
+fn vectors() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors")
 }
 
 fn header(pem: &str) -> String {
@@ -77,7 +84,9 @@ fn roots(der: &[u8]) -> Roots {
 
 async fn complete(fetcher: &Fetcher, evidence: &AnyEvidence, at: u64) -> Vec<Found> {
     let mut heard = 0;
-    let (found, needs) = fetcher.complete(evidence, at, DAY, &mut |_| heard += 1).await;
+    let mut hear = |event: Event<'_>| heard += usize::from(matches!(event, Event::Done(_)));
+    let given = Endorsements::none();
+    let (found, needs) = fetcher.complete(evidence, &given, at, DAY, &mut hear).await;
     assert_eq!(needs.gaps, Vec::<String>::new());
     assert_eq!(heard, found.len(), "progress hears of each document once");
     found
@@ -226,6 +235,21 @@ async fn a_vcek_must_be_the_chips_own_at_its_own_tcb() {
             "of another chip",
         ),
         ("the intermediate", SNP.0.certificates().remove(1), "not a VCEK"),
+        (
+            "a truncated one",
+            SNP.0.certificates().remove(0)[..700].to_vec(),
+            "not a certificate",
+        ),
+        (
+            "a captive portal's page",
+            b"<html>log in</html>".to_vec(),
+            "not a certificate",
+        ),
+        (
+            "one of AMD's for a Milan",
+            std::fs::read(vectors().join("snp/milan-v3-msft/vek.der")).unwrap(),
+            "of another chip",
+        ),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let fetcher = Fetcher::new(folder.path(), Some(sources(&server)), roots(SNP.0.root())).unwrap();
@@ -266,6 +290,94 @@ async fn a_busy_server_is_asked_again_but_not_for_ever() {
         panic!("{found:?}")
     };
     assert_eq!(server.asked().len(), 2 + 4, "four attempts, not more");
+}
+
+/// Both forms of RFC 9110, 10.2.3: what a server asks for is done, or it is left alone.
+#[tokio::test]
+async fn a_server_is_left_alone_for_as_long_as_it_wants() {
+    let server = kds(CRL).await;
+    let evidence = AnyEvidence::parse(&report()).unwrap();
+    let vcek = SNP.0.certificates().remove(0);
+    let busy = |when: String| Reply::Give(503, vec![("retry-after", when)], Vec::new());
+    let soon = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(3));
+    for (when, waits) in [("1".to_owned(), 1), (soon, 1)] {
+        server.tell(&vcek_path(), vec![busy(when.clone()), Reply::ok(vcek.clone())]);
+        let folder = tempfile::tempdir().unwrap();
+        let fetcher = Fetcher::new(folder.path(), Some(sources(&server)), roots(SNP.0.root())).unwrap();
+        let mut pauses = Vec::new();
+        let mut hear = |event: Event<'_>| {
+            if let Event::Waits { pause, error, .. } = event {
+                assert!(
+                    error.to_string().contains("answers 503, and to ask again in"),
+                    "{error}"
+                );
+                pauses.push(pause);
+            }
+        };
+        let began = Instant::now();
+        let given = Endorsements::none();
+        let (found, _) = fetcher.complete(&evidence, &given, AT, DAY, &mut hear).await;
+        assert_eq!(found[2].outcome, Outcome::Fetched, "{when}");
+        assert_eq!(pauses.len(), waits);
+        assert!(
+            began.elapsed() >= pauses[0] && pauses[0] <= Duration::from_secs(3),
+            "{pauses:?}"
+        );
+    }
+
+    // An hour is more than anybody waits: it isn't asked again, neither then nor sooner.
+    server.asked();
+    let later = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(3600));
+    for when in ["3600".to_owned(), later] {
+        server.tell(&vcek_path(), vec![busy(when)]);
+        let folder = tempfile::tempdir().unwrap();
+        let fetcher = Fetcher::new(folder.path(), Some(sources(&server)), roots(SNP.0.root())).unwrap();
+        let found = complete(&fetcher, &evidence, AT).await;
+        let Outcome::Missing(error) = &found[2].outcome else {
+            panic!("{found:?}")
+        };
+        assert!(error.to_string().contains("ask again in 3"), "{error}");
+        assert_eq!(server.asked().len(), 3, "once each");
+    }
+}
+
+#[tokio::test]
+async fn a_slow_server_costs_a_bounded_time() {
+    let server = kds(CRL).await;
+    server.tell(CRL_PATH, vec![Reply::Drip]);
+    let evidence = AnyEvidence::parse(&report()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let patience = Patience {
+        request: Duration::from_millis(200),
+        document: Duration::from_millis(1_500),
+    };
+    let fetcher = Fetcher::new(folder.path(), Some(sources(&server)), roots(SNP.0.root()))
+        .and_then(|fetcher| fetcher.with_patience(patience))
+        .unwrap();
+    let began = Instant::now();
+    let found = complete(&fetcher, &evidence, AT).await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let Outcome::Missing(FetchError::Unreachable { why, .. }) = &found[1].outcome else {
+        panic!("{found:?}")
+    };
+    assert!(why.contains("timed out"), "{why}");
+    assert!(found[0].is_there() && found[2].is_there(), "the others came");
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_written_is_named() {
+    let server = kds(CRL).await;
+    let evidence = AnyEvidence::parse(&report()).unwrap();
+    let place = tempfile::NamedTempFile::new().unwrap();
+    let fetcher = Fetcher::new(place.path(), Some(sources(&server)), roots(SNP.0.root())).unwrap();
+    let found = complete(&fetcher, &evidence, AT).await;
+    // The third is checked with the first, which couldn't be kept.
+    for found in &found[..2] {
+        let Outcome::Missing(FetchError::Local(why)) = &found.outcome else {
+            panic!("{found:?}")
+        };
+        assert!(why.starts_with("cannot write"), "{why}");
+    }
 }
 
 #[tokio::test]
@@ -382,7 +494,7 @@ async fn a_tdx_quote_gets_intels_collateral_with_its_signers() {
         server.tell(&tcb, vec![reply]);
         let folder = tempfile::tempdir().unwrap();
         let fetcher = Fetcher::new(folder.path(), Some(sources(&server)), roots(platform.root())).unwrap();
-        let found = fetcher.get(document, &[], AT, DAY).await;
+        let found = fetcher.get(document, &[], AT, DAY, &mut |_| ()).await;
         let Outcome::Missing(error) = &found.outcome else {
             panic!("{what}: {found:?}")
         };
@@ -447,10 +559,9 @@ async fn a_gpus_manifests_come_first_and_then_the_word_about_their_signers() {
 
 #[test]
 fn what_is_asked_for_is_what_the_makers_document() {
-    let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors");
     let urls = |path: &str| -> Vec<String> {
-        let evidence = AnyEvidence::parse(&std::fs::read(vectors.join(path)).unwrap()).unwrap();
-        let needs = needed(&evidence, &Endorsements::none(), &Roots::pinned(), AT);
+        let evidence = AnyEvidence::parse(&std::fs::read(vectors().join(path)).unwrap()).unwrap();
+        let needs = needed(&evidence, &Endorsements::none(), None, &Roots::pinned(), AT);
         let url = |document: &Document| document.request(&Sources::default()).unwrap().url.to_string();
         needs.documents.iter().map(url).chain(needs.gaps).collect()
     };
@@ -501,7 +612,6 @@ fn what_is_asked_for_is_what_the_makers_document() {
 
 #[test]
 fn what_nobody_can_ask_for_is_a_gap() {
-    let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors");
     for (path, gap) in [
         ("snp/milan-v2-virtee/report.bin", "doesn't say which product"),
         (
@@ -510,13 +620,43 @@ fn what_nobody_can_ask_for_is_a_gap() {
         ),
         ("tdx/tdreport/lunal-tdreport.bin", "TDREPORT"),
     ] {
-        let evidence = AnyEvidence::parse(&std::fs::read(vectors.join(path)).unwrap()).unwrap();
-        let needs = needed(&evidence, &Endorsements::none(), &Roots::pinned(), AT);
+        let evidence = AnyEvidence::parse(&std::fs::read(vectors().join(path)).unwrap()).unwrap();
+        let needs = needed(&evidence, &Endorsements::none(), None, &Roots::pinned(), AT);
         assert!(
             needs.gaps.iter().any(|found| found.contains(gap)),
             "{path}: {needs:?}"
         );
     }
+}
+
+/// A report of version 2 names no product: whoever asks does, or a certificate that is there.
+#[test]
+fn a_report_of_version_2_is_completed_by_what_is_known() {
+    let read = |path: &str| std::fs::read(vectors().join(path)).unwrap();
+    let evidence = AnyEvidence::parse(&read("snp/milan-v2-virtee/report.bin")).unwrap();
+    let told = needed(
+        &evidence,
+        &Endorsements::none(),
+        Some(Product::Milan),
+        &Roots::pinned(),
+        AT,
+    );
+    assert_eq!(told.gaps, [""; 0]);
+    assert!(
+        told.documents.iter().any(|document| matches!(
+            document,
+            Document::Vcek {
+                product: Product::Milan,
+                ..
+            }
+        )),
+        "{told:?}"
+    );
+    let mut known = Endorsements::none();
+    known.add(&read("snp/milan-v2-virtee/vek.der")).unwrap();
+    let given = needed(&evidence, &known, None, &Roots::pinned(), AT);
+    assert_eq!(given.gaps, [""; 0]);
+    assert_eq!(given.documents.len(), 2, "chain and CRL: {given:?}");
 }
 
 #[test]

@@ -14,6 +14,8 @@ pub(crate) enum Reply {
     Give(u16, Vec<(&'static str, String)>, Vec<u8>),
     /// A body without an end.
     Flood,
+    /// The same, a byte now and then.
+    Drip,
 }
 
 impl Reply {
@@ -97,6 +99,13 @@ async fn answer(State(told): State<Arc<Mutex<Told>>>, request: Request<Body>) ->
             let chunk = Bytes::from(vec![b'x'; 64 * 1024]);
             let endless = futures_util::stream::repeat_with(move || Ok::<_, std::io::Error>(chunk.clone()));
             Response::new(Body::from_stream(endless))
+        }
+        Reply::Drip => {
+            let drops = futures_util::stream::unfold((), |()| async {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                Some((Ok::<_, std::io::Error>(Bytes::from_static(b"x")), ()))
+            });
+            Response::new(Body::from_stream(drops))
         }
     }
 }

@@ -487,7 +487,11 @@ async fn offline_doctor(config: &Config) -> doctor::Report {
     };
     let (encryption, space) = crate::storage::look(&config.storage);
     let space = space.map_or_else(|error| Probe::Unknown(error.to_string()), Probe::Known);
-    let inputs = daemon::doctor_inputs(config, pairs, ledger, encryption, space, None, false);
+    let kept = match crate::endorsements::Keeper::open(&config.endorsements, &config.host.state_dir) {
+        Ok(keeper) => keeper.look().await,
+        Err(_) => Vec::new(), // `config check` says what is wrong
+    };
+    let inputs = daemon::doctor_inputs(config, pairs, ledger, encryption, space, None, kept);
     doctor::examine(&doctor::gather(inputs))
 }
 

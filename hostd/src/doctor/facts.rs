@@ -5,7 +5,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, TcpStream, ToSocketAddrs};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ledger::api::VmKind;
 use serde::{Deserialize, Serialize};
@@ -60,6 +60,19 @@ pub struct Inputs {
     pub public_ip4: Ipv4Addr,
     /// Names that must resolve, and what they must lead to where that is known.
     pub dns_names: Vec<(String, Option<Ipv4Addr>)>,
+    /// The makers' documents that evidence of this machine needs.
+    pub endorsements: Vec<EndorsementFact>,
+}
+
+/// A maker's document that evidence of this machine needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndorsementFact {
+    /// Which, for people.
+    pub document: String,
+    /// Whether it is there, genuine and good now.
+    pub there: bool,
+    /// When it ends, Unix seconds, if it does.
+    pub until: Option<u64>,
 }
 
 /// Everything that the checks look at.
@@ -103,6 +116,10 @@ pub struct Facts {
     pub vulnerabilities: BTreeMap<String, String>,
     /// Ports of the lease range that some process of the host listens on.
     pub leased_range_in_use: Vec<u16>,
+    /// The makers' documents that evidence of this machine needs.
+    pub endorsements: Vec<EndorsementFact>,
+    /// Now, Unix seconds.
+    pub now: u64,
 }
 
 /// Versions of control groups.
@@ -249,6 +266,10 @@ pub fn gather(mut inputs: Inputs) -> Facts {
         vmms: inputs.vmms,
         ledger: inputs.ledger,
         running: inputs.running,
+        endorsements: inputs.endorsements,
+        now: SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs()),
     }
 }
 

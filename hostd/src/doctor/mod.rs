@@ -17,7 +17,9 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
-pub use facts::{Cgroup, Devices, DnsFact, Facts, Inputs, LedgerFact, PortUse, Wants, gather};
+pub use facts::{
+    Cgroup, Devices, DnsFact, EndorsementFact, Facts, Inputs, LedgerFact, PortUse, Wants, gather,
+};
 
 /// How bad it is, mildest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

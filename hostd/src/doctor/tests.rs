@@ -13,6 +13,8 @@ use crate::storage::{EncryptionSupport, Space};
 use crate::vmm::VmmSupport;
 
 const GIB: u64 = 1 << 30;
+/// 2026-09-01.
+const NOW: u64 = 1_788_220_800;
 
 fn wants(kinds: &[VmKind]) -> Wants {
     Wants {
@@ -110,6 +112,17 @@ fn healthy() -> Facts {
         ],
         vulnerabilities: [("spectre_v2".to_owned(), "Mitigation: Retpolines".to_owned())].into(),
         leased_range_in_use: vec![],
+        endorsements: [
+            ("VCEK of Genoa", None),
+            ("AMD's vcek CRL for Genoa", Some(NOW + 20 * 86_400)),
+        ]
+        .map(|(document, until)| EndorsementFact {
+            document: document.into(),
+            there: true,
+            until,
+        })
+        .into(),
+        now: NOW,
     }
 }
 
@@ -314,6 +327,12 @@ fn every_fault_is_found_under_its_id_with_something_to_do() {
                 why: "refused".into(),
             };
         }),
+        ("endorsements", Warn, "kdsintf.amd.com", |f| {
+            f.endorsements[0].there = false
+        }),
+        ("endorsements", Warn, "mirrors named in [endorsements]", |f| {
+            f.endorsements[1].until = Some(NOW + 3_600);
+        }),
         ("ledger.clock", Fail, "set the clock", |f| skew(f, -300_000)),
         ("ledger.clock", Warn, "NTP", |f| skew(f, 6_000)),
     ];
@@ -434,6 +453,7 @@ fn gathering_reads_a_made_up_tree_and_this_very_machine() {
         lease_ports: 20000..=29999,
         public_ip4: "203.0.113.1".parse().unwrap(),
         dns_names: vec![("localhost".into(), Some("127.0.0.1".parse().unwrap()))],
+        endorsements: vec![],
     };
     let facts = gather(inputs(machine.path("")));
     assert_eq!(

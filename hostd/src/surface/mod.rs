@@ -114,7 +114,7 @@ impl App {
             self.store.at_rest().clone(),
             space,
             Some(&self.ctx.facts.domain),
-            true,
+            self.ctx.endorsements.look().await,
         );
         let failed = |why: String| ApiError {
             code: StatusCode::INTERNAL_SERVER_ERROR,

@@ -31,7 +31,7 @@ pub fn serve(dir: &Path, address: SocketAddr) -> Result<()> {
         policy: 0x3_0000,
     };
     let evidence = AnyEvidence::parse(&platform.report(&launch, &[0; 64])?)?;
-    let needs = needed(&evidence, &Endorsements::none(), &Roots::pinned(), 0);
+    let needs = needed(&evidence, &Endorsements::none(), None, &Roots::pinned(), 0);
     let mut published = Vec::new();
     for document in needs.documents {
         let url = document.request(&Sources::default())?.url;

@@ -10,7 +10,7 @@ use ledger::api::VmKind;
 use self::machine::{
     cgroup, clock, kernel, machine, measured_boot, microcode, secure_boot, systemd, tpm, update,
 };
-use self::reach::{dns, reachable};
+use self::reach::{dns, endorsements, reachable};
 use super::facts::{Facts, LedgerFact};
 use super::{Check, Outcome, Part, Severity};
 use crate::inventory::{Missing, Probe, Readiness};
@@ -93,6 +93,11 @@ pub(super) const TREE: &[Check] = &[
         id: "ledger",
         run: ledger,
         children: &[leaf("clock", ledger_clock), leaf("trust", ledger_trust)],
+    },
+    Check {
+        id: "endorsements",
+        run: endorsements,
+        children: &[],
     },
 ];
 

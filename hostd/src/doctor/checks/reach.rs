@@ -1,4 +1,4 @@
-//! Whether names lead here, and whether the ingress answers at the public address.
+//! Whether names lead here, whether the ingress answers at the public address, and whether makers' services are reached.
 
 use super::{ok, outcome};
 use crate::doctor::facts::Facts;
@@ -84,4 +84,43 @@ pub(super) fn reachable(facts: &Facts) -> Outcome {
         "open these ports in the firewall in front of this host, and the lease ports too; behind a router that can't hairpin \
          this is also seen when all is well: try from outside",
     )
+}
+
+/// Documents are renewed two days before their end, every hour: one that is closer to it can't be.
+const RENEWED_S: u64 = 36 * 3600;
+
+pub(super) fn endorsements(facts: &Facts) -> Outcome {
+    let fix = "look at hostd's log for the maker's answer; HTTPS must be open to kdsintf.amd.com, api.trustedservices.intel.com, \
+               certificates.trustedservices.intel.com, rim.attestation.nvidia.com and ocsp.ndis.nvidia.com, or to the mirrors \
+               named in [endorsements]";
+    let mut parts = Vec::new();
+    for fact in &facts.endorsements {
+        let document = &fact.document;
+        let finding = match fact.until {
+            _ if !fact.there => format!("{document} is missing: evidence that needs it is refused"),
+            Some(until) if until < facts.now.saturating_add(RENEWED_S) => {
+                let hours = until.saturating_sub(facts.now) / 3600;
+                format!("{document} ends in {hours} h, and couldn't be renewed")
+            }
+            _ => continue,
+        };
+        parts.push(Part {
+            id: document.clone(),
+            severity: Severity::Warn,
+            finding,
+            fix: None,
+        });
+    }
+    let text = match (facts.endorsements.len(), parts.len()) {
+        (0, _) => "no evidence of this machine has needed a maker's document yet".to_owned(),
+        (all, 0) => format!("{all} documents of the processor's and GPUs' makers are there and current"),
+        (all, bad) => format!("{bad} of {all} documents of makers are missing or end soon"),
+    };
+    if parts.is_empty() {
+        return ok(text);
+    }
+    Outcome {
+        parts,
+        ..outcome(Severity::Warn, text, "").fix(fix)
+    }
 }

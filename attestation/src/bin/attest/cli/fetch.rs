@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use attestation::Roots;
-use attestation::fetch::{Fetcher, Found, Outcome, Sources};
+use attestation::fetch::{Event, Fetcher, Found, Outcome, Sources};
+use attestation::snp::Product;
 use serde_json::{Value, json};
 
 use super::input;
@@ -28,6 +29,9 @@ pub(super) struct Args {
     /// Renew what ends within so many hours
     #[arg(long, value_name = "HOURS", default_value_t = 24)]
     renew: u16,
+    /// The processor, where a report of version 2 doesn't say it: milan or genoa
+    #[arg(long)]
+    product: Option<Product>,
     /// AMD's key distribution service, or a mirror of it
     #[arg(long, value_name = "URL")]
     kds: Option<String>,
@@ -53,17 +57,27 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     for path in &args.trust_root {
         roots = roots.with_test_root(&input::root(path)?)?;
     }
-    let evidence = input::evidence(&args.evidence, &mut input::Found::default())
-        .with_context(|| args.evidence.display().to_string())?;
+    let mut given = input::Found::default();
+    let evidence =
+        input::evidence(&args.evidence, &mut given).with_context(|| args.evidence.display().to_string())?;
     let [kds, pcs, rim, ocsp] = [&args.kds, &args.pcs, &args.rim, &args.ocsp].map(Option::as_deref);
     let sources = Sources::new(kds, pcs, rim, ocsp)?;
-    let fetcher = Fetcher::new(&args.out, Some(sources).filter(|_| !args.offline), roots)?;
+    let sources = Some(sources).filter(|_| !args.offline);
+    let fetcher = Fetcher::new(&args.out, sources, roots)?.with_product(args.product);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let ahead = u64::from(args.renew) * 3600;
-    let mut progress = |found: &Found| eprintln!("{}", line(found));
-    let (found, needs) = runtime.block_on(fetcher.complete(&evidence, input::now(), ahead, &mut progress));
+    let mut hear = |event: Event<'_>| match event {
+        Event::Waits {
+            document,
+            error,
+            pause,
+        } => eprintln!("waiting  {document}: {error}; again in {} s", pause.as_secs()),
+        Event::Done(found) => eprintln!("{}", line(found)),
+    };
+    let completing = fetcher.complete(&evidence, &given.endorsements, input::now(), ahead, &mut hear);
+    let (found, needs) = runtime.block_on(completing);
     for gap in &needs.gaps {
         eprintln!("missing  {gap}");
     }
