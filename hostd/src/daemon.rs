@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ledger::api::HostDelegation;
-use ledger::client::{Client, ClientConfig, Key};
+use ledger::client::{Client, ClientConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -26,6 +26,7 @@ use crate::doctor;
 use crate::endorsements::{self, Keeper};
 use crate::events::Events;
 use crate::host_evidence::{self, HostEvidence};
+use crate::hostkey;
 use crate::inventory::{self, Inventory};
 use crate::journal::{Journal, JournalError, Probe, now_ms};
 use crate::names::{self, Names};
@@ -161,7 +162,8 @@ pub fn connect(config: &Config) -> Result<(Client, String), DaemonError> {
         }
         (None, None) => return Err(wrong("ledger.root_key")("must be pinned".into())),
     };
-    let key = Key::read(&ledger.host_key).map_err(|e| wrong("ledger.host_key")(chain(&e)))?;
+    let key =
+        hostkey::read(&ledger.host_key, &ledger.tpm).map_err(|e| wrong("ledger.host_key")(chain(&e)))?;
     let principal = key.principal().to_text();
     let canister_id = candid::Principal::from_text(&ledger.canister_id)
         .map_err(|e| wrong("ledger.canister_id")(e.to_string()))?;

@@ -6,8 +6,10 @@
 
 pub(crate) mod client;
 mod evidence;
+mod key;
 mod log;
 mod render;
+mod setup;
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -128,6 +130,14 @@ enum Verb {
     Hugepages,
     /// What this host's TPM says: a quote with its event logs, for `attest verify`
     Evidence(evidence::Args),
+    /// The host's own key, which the provider delegates to
+    #[command(subcommand)]
+    Key(key::Verb),
+    /// In the image, at each boot: from the provider's settings to a host that can start
+    Setup(setup::Args),
+    /// The settings of a host that boots the image, on the provider's own machine
+    #[command(subcommand)]
+    Seed(setup::SeedVerb),
     /// The config file
     #[command(subcommand)]
     Config(ConfigVerb),
@@ -244,6 +254,16 @@ fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
+/// The answer as JSON, or rendered for people.
+fn show<T: serde::Serialize>(json: bool, value: &T, text: impl FnOnce(&T) -> String) -> Result<(), Failure> {
+    if json {
+        let text = serde_json::to_string_pretty(value).map_err(|e| Failure::Refused(e.to_string()))?;
+        print(&(text + "\n"))
+    } else {
+        print(&text(value))
+    }
+}
+
 fn width() -> usize {
     let columns = std::env::var("COLUMNS")
         .ok()
@@ -278,12 +298,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
         }
         Verb::Evidence(args) => {
             let taken = evidence::take(args).map_err(Failure::Refused)?;
-            let text = if cli.json {
-                serde_json::to_string_pretty(&taken).map_err(|e| Failure::Refused(e.to_string()))? + "\n"
-            } else {
-                taken.to_string()
-            };
-            print(&text)?;
+            show(cli.json, &taken, ToString::to_string)?;
             return Ok(ExitCode::SUCCESS);
         }
         Verb::Hugepages => {
@@ -293,6 +308,13 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
             print(&format!("{mib} MiB of 2 MiB pages are reserved\n"))?;
             return Ok(ExitCode::SUCCESS);
         }
+        Verb::Key(verb) => {
+            let shown = key::run(verb).map_err(Failure::Refused)?;
+            show(cli.json, &shown, ToString::to_string)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Verb::Setup(args) => return setup::run(args, cli.json).await,
+        Verb::Seed(verb) => return setup::seed(verb, cli.json),
         Verb::Doctor { offline: true } => {
             let report = offline_doctor(&load(&cli)?).await;
             return show_report(&report, cli.json);
@@ -309,19 +331,6 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
 
 /// One verb that the daemon answers.
 async fn ask(client: &Client, verb: Verb, json: bool) -> Result<ExitCode, Failure> {
-    /// The answer as JSON, or rendered for people.
-    fn show<T: serde::Serialize>(
-        json: bool,
-        value: &T,
-        text: impl FnOnce(&T) -> String,
-    ) -> Result<(), Failure> {
-        if json {
-            let text = serde_json::to_string_pretty(value).map_err(|e| Failure::Refused(e.to_string()))?;
-            print(&(text + "\n"))
-        } else {
-            print(&text(value))
-        }
-    }
     match verb {
         Verb::Status => show(json, &client.get::<Status>("/v1/status").await?, render::status)?,
         Verb::Contracts { all } => {
@@ -439,6 +448,9 @@ async fn ask(client: &Client, verb: Verb, json: bool) -> Result<ExitCode, Failur
         | Verb::Config(_)
         | Verb::Evidence(_)
         | Verb::Hugepages
+        | Verb::Key(_)
+        | Verb::Setup(_)
+        | Verb::Seed(_)
         | Verb::Openapi
         | Verb::Completions { .. } => {
             return Err(Failure::Usage("handled before".into())); // `run` has returned for these

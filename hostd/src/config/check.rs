@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{Config, Fault};
 
 /// A fault out of a TOML error: line, the key on it, the parser's words.
-pub(super) fn toml_fault(text: &str, error: &toml::de::Error) -> Fault {
+pub(crate) fn toml_fault(text: &str, error: &toml::de::Error) -> Fault {
     let Some(span) = error.span() else {
         return Fault {
             line: 0,
@@ -36,15 +36,20 @@ pub(super) fn toml_fault(text: &str, error: &toml::de::Error) -> Fault {
 }
 
 fn header(line: &str) -> Option<&str> {
-    line.trim().strip_prefix('[')?.split(']').next().map(str::trim)
+    let line = line.trim().strip_prefix('[')?;
+    // `[[section]]` too: one of several.
+    line.trim_start_matches('[').split(']').next().map(str::trim)
 }
 
 /// The line of `section.key`; of the section if the key isn't written; 0 if neither is.
-fn line_of(text: &str, key: &str) -> usize {
+pub(crate) fn line_of(text: &str, key: &str) -> usize {
     let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
     let (mut inside, mut section_line) = (section.is_empty(), 0);
     for (number, line) in text.lines().enumerate() {
         if let Some(found) = header(line) {
+            if found == key {
+                return number + 1;
+            }
             inside = found == section;
             if inside {
                 section_line = number + 1;
@@ -130,6 +135,11 @@ pub(super) fn faults(config: &Config, text: &str) -> Vec<Fault> {
         ABSOLUTE,
     );
     check(absolute(&ledger.host_key), "ledger.host_key", ABSOLUTE);
+    check(
+        name(&ledger.tpm, 200),
+        "ledger.tpm",
+        "must be a TPM as tpm2-tss names it, such as device:/dev/tpmrm0",
+    );
     check(absolute(&ledger.delegation), "ledger.delegation", ABSOLUTE);
 
     if let Err(error) = config.endorsements.sources() {

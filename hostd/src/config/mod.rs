@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use attestation::fetch::{Sources, SourcesError};
 use ledger::api::{Amount, VmKind};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
+pub(crate) use self::check::{line_of, toml_fault};
 use crate::names::Pace;
 use crate::storage::StorageConfig;
 
 /// One thing that is wrong in a config file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
     /// Line, from 1; 0 when it is no single line's fault.
     pub line: usize,
@@ -49,7 +50,8 @@ pub enum ConfigError {
     },
 }
 
-fn render(path: &Path, fault: &Fault) -> String {
+/// A fault with its place, for people.
+pub(crate) fn render(path: &Path, fault: &Fault) -> String {
     let Fault { line, key, why } = fault;
     match (line, key.as_str()) {
         (0, "") => format!("{}: {why}", path.display()),
@@ -137,10 +139,18 @@ pub struct LedgerConfig {
     pub root_key: Option<String>,
     /// The pinned root key in a file: DER as it is, or hexadecimal.
     pub root_key_file: Option<PathBuf>,
-    /// The host's own key, PEM.
+    /// The host's own key: a PEM file, or the file of a key in the TPM ([`crate::hostkey`]).
     pub host_key: PathBuf,
+    /// The TPM of such a key, as tpm2-tss names it.
+    #[serde(default = "default_tpm")]
+    pub tpm: String,
     /// The provider's delegation to this host, as `decent` writes it.
     pub delegation: PathBuf,
+}
+
+/// The kernel's resource manager of the first TPM.
+pub(crate) fn default_tpm() -> String {
+    "device:/dev/tpmrm0".into()
 }
 
 /// `[names]`: how names that tenants bring are proved, by TXT records.

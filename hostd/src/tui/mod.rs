@@ -19,12 +19,14 @@
 //! | [`order`] | drain, maintenance, end |
 //! | [`text`], [`theme`] | harmless text; glyphs and colours by terminal |
 //! | [`view`] | the frame |
+//! | `first_boot` | another screen: the settings of a host that has none |
 //! | `feed`, `terminal`, `record` | the effects: socket, screen, files |
 //!
 //! On a serial line (and on `vt220`, `dumb`): ASCII, no colour, at most one frame a second, and of each frame only what
 //! differs. A state is always a word too, never a colour alone.
 
 mod feed;
+pub mod first_boot;
 pub mod keys;
 pub mod model;
 pub mod order;
