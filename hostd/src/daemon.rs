@@ -343,7 +343,9 @@ pub async fn run(config: Config, events: Events) -> Result<(), DaemonError> {
     let endorsements = match config.host.test_platform && config.endorsements.test_root.is_none() {
         true => Keeper::off(),
         false => {
-            Keeper::open(&config.endorsements, &config.host.state_dir).map_err(|why| DaemonError::Config {
+            let own = endorsements::own::documents(&inventory, config.endorsements.fmspc);
+            let opened = Keeper::open(&config.endorsements, &config.host.state_dir, own);
+            opened.map_err(|why| DaemonError::Config {
                 key: "endorsements",
                 why,
             })?

@@ -40,14 +40,9 @@ pub(super) fn needs(
     needs.want(Document::AmdChain { product, vek: kind });
     needs.want(Document::AmdCrl { product, vek: kind });
     let tcb = report.reported_tcb(product);
-    let (long, short) = (report.chip_id(), report.chip_id()[..8].to_vec());
-    let chip_id = if product == Product::Turin {
-        short
-    } else {
-        long.to_vec()
-    };
+    let chip_id = report.chip_id();
     let own = |cert: &Cert| {
-        let same = |id: vek::HardwareId| id.as_chip_id() == long;
+        let same = |id: vek::HardwareId| id.as_chip_id() == chip_id;
         kind == VekKind::Vlek || vek::hardware_id(cert).is_ok_and(same)
     };
     let there = veks
@@ -59,11 +54,7 @@ pub(super) fn needs(
         VekKind::Vcek if chip_id.iter().all(|byte| *byte == 0) => {
             needs.lack("the VCEK certificate: the report hides its chip's id, so nobody can ask for it");
         }
-        VekKind::Vcek => needs.want(Document::Vcek {
-            product,
-            chip_id: hex::encode(chip_id),
-            tcb: hex::encode(tcb.to_bytes(product)),
-        }),
+        VekKind::Vcek => needs.want(Document::vcek(product, &chip_id, tcb)),
     }
 }
 

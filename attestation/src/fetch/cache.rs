@@ -1,10 +1,14 @@
 //! A folder of endorsements that is kept filled: offline first, every file checked each time it is used.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
 
 use super::client::{self, FetchError, FetcherError, Patience};
 use super::{Answer, Document, Needs, Sources, needed};
@@ -13,6 +17,10 @@ use crate::{AnyEvidence, Endorsements, Roots};
 
 /// Beside a document: the signer's certificates that came with it.
 const ISSUERS: &str = "issuers.pem";
+/// The end of a file's name while it is written.
+const NEW: &str = "new";
+/// What was left half written goes after this.
+const LEFT_OVER: Duration = Duration::from_secs(3600);
 
 /// Gets documents into a folder.
 #[derive(Debug)]
@@ -24,6 +32,8 @@ pub struct Fetcher {
     roots: Roots,
     patience: Patience,
     product: Option<Product>,
+    /// Hosts that want to be left alone, and until when: five at most. Held for a few instructions, never over an `.await`.
+    busy: Mutex<BTreeMap<String, Instant>>,
 }
 
 /// What whoever waits may hear.
@@ -49,6 +59,8 @@ pub enum Outcome {
     Kept,
     /// It was fetched.
     Fetched,
+    /// It was fetched, and can't be written into the folder: the next time it is asked for again.
+    Unkept(FetchError),
     /// It was there and should be renewed, which failed; it is good for now.
     Stale(FetchError),
     /// It isn't there.
@@ -66,9 +78,22 @@ pub struct Found {
     pub files: Vec<PathBuf>,
     /// Until when it is good: Unix seconds.
     pub until: Option<u64>,
+    answer: Option<Answer>,
 }
 
 impl Found {
+    /// What to give the verifier: the document, and its signer's certificates where they came beside it.
+    pub fn contents(&self) -> impl Iterator<Item = &[u8]> {
+        let answer = self.answer.iter();
+        answer
+            .flat_map(|answer| {
+                [Some(&answer.content), answer.issuers.as_ref()]
+                    .into_iter()
+                    .flatten()
+            })
+            .map(Vec::as_slice)
+    }
+
     /// Whether it is there.
     pub fn is_there(&self) -> bool {
         !matches!(self.outcome, Outcome::Missing(_))
@@ -80,6 +105,7 @@ impl Fetcher {
     pub fn new(folder: &Path, sources: Option<Sources>, roots: Roots) -> Result<Self, FetcherError> {
         let patience = Patience::default();
         let client = sources.as_ref().map(|_| client::client(patience)).transpose()?;
+        sweep(folder);
         Ok(Self {
             client,
             sources: sources.unwrap_or_default(),
@@ -87,6 +113,7 @@ impl Fetcher {
             roots,
             patience,
             product: None,
+            busy: Mutex::default(),
         })
     }
 
@@ -164,29 +191,40 @@ impl Fetcher {
             Some((document.check(&mut answer, &known, &self.roots, at).ok()?, answer))
         });
         let lasts = |until: Option<u64>| until.is_none_or(|until| until >= at.saturating_add(ahead));
-        let found = |outcome, until, answer: Option<&Answer>| Found {
-            document: document.clone(),
-            outcome,
-            files: answer.map(|answer| files(&path, answer)).unwrap_or_default(),
-            until,
+        let found = |outcome, files, got: Option<(Option<u64>, Answer)>| {
+            let (until, answer) = got.map_or((None, None), |(until, answer)| (until, Some(answer)));
+            Found {
+                document: document.clone(),
+                outcome,
+                files,
+                until,
+                answer,
+            }
         };
-        if let Some((until, answer)) = &kept
-            && lasts(*until)
-        {
-            return found(Outcome::Kept, *until, Some(answer));
-        }
-        match (self.fetch(&document, &path, &known, at, hear).await, kept) {
-            (Ok((until, answer)), _) => found(Outcome::Fetched, until, Some(&answer)),
-            (Err(FetchError::Offline), Some((until, answer))) => found(Outcome::Kept, until, Some(&answer)),
-            (Err(e), Some((until, answer))) => found(Outcome::Stale(e), until, Some(&answer)),
-            (Err(e), None) => found(Outcome::Missing(e), None, None),
+        let in_folder = |outcome, got: (Option<u64>, Answer)| found(outcome, files(&path, &got.1), Some(got));
+        let kept = match kept {
+            Some(kept) if lasts(kept.0) => return in_folder(Outcome::Kept, kept),
+            kept => kept,
+        };
+        let error = match self.fetch(&document, &known, at, hear).await {
+            Ok(got) => {
+                return match keep(&path, &got.1).await {
+                    Ok(()) => in_folder(Outcome::Fetched, got),
+                    Err(error) => found(Outcome::Unkept(error), Vec::new(), Some(got)),
+                };
+            }
+            Err(error) => error,
+        };
+        match (error, kept) {
+            (FetchError::Offline, Some(kept)) => in_folder(Outcome::Kept, kept),
+            (error, Some(kept)) => in_folder(Outcome::Stale(error), kept),
+            (error, None) => found(Outcome::Missing(error), Vec::new(), None),
         }
     }
 
     async fn fetch(
         &self,
         document: &Document,
-        path: &Path,
         known: &[Vec<u8>],
         at: u64,
         hear: &mut (dyn FnMut(Event<'_>) + Send),
@@ -195,6 +233,10 @@ impl Fetcher {
         let request = document
             .request(&self.sources)
             .map_err(|e| FetchError::Local(e.to_string()))?;
+        let host = client::host(&request);
+        if let Some(pause) = self.is_busy(&host) {
+            return Err(FetchError::Busy { host, pause });
+        }
         let mut waits = |error: &FetchError, pause| {
             hear(Event::Waits {
                 document,
@@ -202,21 +244,32 @@ impl Fetcher {
                 pause,
             });
         };
-        let mut answer = client::ask(client, &request, self.patience, &mut waits).await?;
+        let mut answer = match client::ask(client, &request, self.patience, &mut waits).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                if let FetchError::Refused { retry_after, .. } = &error {
+                    self.leave_alone(&host, *retry_after);
+                }
+                return Err(error);
+            }
+        };
         let until = document
             .check(&mut answer, known, &self.roots, at)
-            .map_err(|why| {
-                let host = client::host(&request);
-                FetchError::Unusable { host, why }
-            })?;
-        let (to, written) = (path.to_owned(), answer.clone());
-        // Waits for the disk.
-        let written = tokio::task::spawn_blocking(move || {
-            fs::create_dir_all(to.parent().unwrap_or(&to)).and_then(|()| write(&to, &written))
-        });
-        let written = written.await.map_err(io::Error::other).and_then(|done| done);
-        written.map_err(|e| FetchError::Local(format!("cannot write {}: {e}", path.display())))?;
+            .map_err(|why| FetchError::Unusable { host, why })?;
         Ok((until, answer))
+    }
+
+    /// How much longer a host wants to be left alone.
+    fn is_busy(&self, host: &str) -> Option<Duration> {
+        let mut busy = self.busy.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        busy.retain(|_, until| *until > Instant::now());
+        busy.get(host).map(|until| until.duration_since(Instant::now()))
+    }
+
+    fn leave_alone(&self, host: &str, pause: Option<Duration>) {
+        let until = pause.and_then(|pause| Instant::now().checked_add(pause));
+        let mut busy = self.busy.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        busy.extend(until.map(|until| (host.to_owned(), until)));
     }
 
     /// What was found, for the verifier.
@@ -227,11 +280,9 @@ impl Fetcher {
     }
 
     fn add_to(&self, endorsements: &mut Endorsements, found: &[Found]) {
-        for file in found.iter().flat_map(|found| &found.files) {
-            // They were read and checked before; one that is gone since is missing then, and the verdict names it.
-            if let Ok(content) = fs::read(file) {
-                let _ = endorsements.add(&content);
-            }
+        for content in found.iter().flat_map(Found::contents) {
+            // Each was checked when it was got.
+            let _ = endorsements.add(content);
         }
     }
 }
@@ -256,6 +307,15 @@ fn read(path: &Path) -> Option<Answer> {
     })
 }
 
+/// Into the folder, away from the threads that serve others: it waits for the disk.
+async fn keep(path: &Path, answer: &Answer) -> Result<(), FetchError> {
+    let (to, answer) = (path.to_owned(), answer.clone());
+    let write = move || fs::create_dir_all(to.parent().unwrap_or(&to)).and_then(|()| write(&to, &answer));
+    let written = tokio::task::spawn_blocking(write).await;
+    let written = written.map_err(io::Error::other).and_then(|done| done);
+    written.map_err(|e| FetchError::Local(format!("cannot write {}: {e}", path.display())))
+}
+
 /// The certificates first: a document never lies there without them.
 fn write(path: &Path, answer: &Answer) -> io::Result<()> {
     if let Some(issuers) = &answer.issuers {
@@ -268,9 +328,28 @@ fn write(path: &Path, answer: &Answer) -> io::Result<()> {
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-    let new = path.with_extension(format!("{process}-{count}.new"));
-    let mut file = fs::File::create(&new)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&new, path)
+    let new = path.with_extension(format!("{process}-{count}.{NEW}"));
+    let written = fs::File::create(&new).and_then(|mut file| {
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&new, path)
+    });
+    if written.is_err() {
+        let _ = fs::remove_file(&new); // a full disk must not get fuller
+    }
+    written
+}
+
+/// Takes away what processes that died left half written. A folder that can't be read has none.
+fn sweep(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let old = |file: fs::Metadata| {
+            let since = SystemTime::now().duration_since(file.modified().ok()?).ok()?;
+            (file.is_file() && since > LEFT_OVER).then_some(())
+        };
+        if path.extension().is_some_and(|end| end == NEW) && entry.metadata().ok().and_then(old).is_some() {
+            let _ = fs::remove_file(path);
+        }
+    }
 }

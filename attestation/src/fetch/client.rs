@@ -65,6 +65,14 @@ pub enum FetchError {
         /// How long it wants to be left alone.
         retry_after: Option<Duration>,
     },
+    /// The server wants to be left alone, as it said when it was asked before.
+    #[error("{host} wants to be left alone for another {} s", pause.as_secs().max(1))]
+    Busy {
+        /// Who.
+        host: String,
+        /// For how much longer.
+        pause: Duration,
+    },
     /// The answer isn't the document, or its maker didn't sign it.
     #[error("the answer of {host} is not used: {why}")]
     Unusable {

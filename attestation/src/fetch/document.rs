@@ -222,6 +222,20 @@ pub(super) struct Window {
 }
 
 impl Document {
+    /// The certificate of a chip's key. `chip_id`: `CHIP_ID` as reports have it; of a Turin's only the first 8 bytes count
+    /// (AMD 57230, 4.1).
+    pub fn vcek(product: Product, chip_id: &[u8], tcb: TcbVersion) -> Self {
+        let len = match product {
+            Product::Turin => 8,
+            Product::Milan | Product::Genoa => 64,
+        };
+        Self::Vcek {
+            product,
+            chip_id: hex::encode(&chip_id[..chip_id.len().min(len)]),
+            tcb: hex::encode(tcb.to_bytes(product)),
+        }
+    }
+
     /// How to ask for it.
     pub fn request(&self, sources: &Sources) -> Result<Request, SourcesError> {
         let join = |base: &Url, path: &str| {

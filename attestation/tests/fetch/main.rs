@@ -338,6 +338,14 @@ async fn a_server_is_left_alone_for_as_long_as_it_wants() {
         };
         assert!(error.to_string().contains("ask again in 3"), "{error}");
         assert_eq!(server.asked().len(), 3, "once each");
+        // Nor is it asked for anything else.
+        let again = complete(&fetcher, &evidence, AT + 2 * DAY).await;
+        let outcomes: Vec<String> = again.iter().map(|found| format!("{:?}", found.outcome)).collect();
+        assert!(
+            outcomes[1].contains("Busy") && outcomes[2].contains("Busy"),
+            "{outcomes:?}"
+        );
+        assert_eq!(server.asked().len(), 0);
     }
 }
 
@@ -371,13 +379,40 @@ async fn a_folder_that_cannot_be_written_is_named() {
     let place = tempfile::NamedTempFile::new().unwrap();
     let fetcher = Fetcher::new(place.path(), Some(sources(&server)), roots(SNP.0.root())).unwrap();
     let found = complete(&fetcher, &evidence, AT).await;
-    // The third is checked with the first, which couldn't be kept.
-    for found in &found[..2] {
-        let Outcome::Missing(FetchError::Local(why)) = &found.outcome else {
+    assert_eq!(found.len(), 3);
+    for found in &found {
+        let Outcome::Unkept(FetchError::Local(why)) = &found.outcome else {
             panic!("{found:?}")
         };
         assert!(why.starts_with("cannot write"), "{why}");
+        assert!(found.is_there() && found.files.is_empty());
     }
+    // What came is used all the same.
+    let endorsements = fetcher.endorsements(&found);
+    let policy = Policy {
+        required: [Requirement::Revocation].into(),
+        ..Policy::default()
+    };
+    let result = verify_any(&evidence, &endorsements, &roots(SNP.0.root()), &policy, AT);
+    assert_eq!(result.verdict, Verdict::Verified, "{result}");
+}
+
+#[test]
+fn what_a_dead_process_left_half_written_goes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let old = SystemTime::now() - Duration::from_secs(2 * 3600);
+    for (name, modified) in [
+        ("a.1-0.new", old),
+        ("b.2-0.new", SystemTime::now()),
+        ("c.der", old),
+    ] {
+        let file = std::fs::File::create(path(name)).unwrap();
+        file.set_modified(modified).unwrap();
+    }
+    Fetcher::new(folder.path(), None, Roots::pinned()).unwrap();
+    let there = ["a.1-0.new", "b.2-0.new", "c.der"].map(|name| path(name).exists());
+    assert_eq!(there, [false, true, true], "what may be in the making stays");
 }
 
 #[tokio::test]

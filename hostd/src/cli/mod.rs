@@ -499,7 +499,9 @@ async fn offline_doctor(config: &Config) -> doctor::Report {
     };
     let (encryption, space) = crate::storage::look(&config.storage);
     let space = space.map_or_else(|error| Probe::Unknown(error.to_string()), Probe::Known);
-    let kept = match crate::endorsements::Keeper::open(&config.endorsements, &config.host.state_dir) {
+    let inventory = crate::inventory::take(std::path::Path::new("/"));
+    let own = crate::endorsements::own::documents(&inventory, config.endorsements.fmspc);
+    let kept = match crate::endorsements::Keeper::open(&config.endorsements, &config.host.state_dir, own) {
         Ok(keeper) => keeper.look().await,
         Err(_) => Vec::new(), // `config check` says what is wrong
     };

@@ -203,6 +203,8 @@ pub struct EndorsementsConfig {
     pub rim: Option<String>,
     /// NVIDIA's OCSP responder.
     pub ocsp: Option<String>,
+    /// This machine's TDX platform, so that its TCB info is there before the first guest.
+    pub fmspc: Option<Fmspc>,
     /// The root (DER) of the simulated platform. Only with `host.test_platform`; without it such a host keeps nothing.
     pub test_root: Option<PathBuf>,
 }
@@ -216,8 +218,40 @@ impl Default for EndorsementsConfig {
             pcs,
             rim,
             ocsp,
+            fmspc: None,
             test_root: None,
         }
+    }
+}
+
+/// Family, model, stepping, platform and custom SKU of an Intel platform, as its PCK certificate names it: 6 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Fmspc([u8; 6]);
+
+impl std::fmt::Display for Fmspc {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl std::str::FromStr for Fmspc {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut bytes = [0; 6];
+        match hex::decode_to_slice(text, &mut bytes) {
+            Ok(()) => Ok(Self(bytes)),
+            Err(_) => Err(format!("`{text}` is no FMSPC: 12 hexadecimal digits")),
+        }
+    }
+}
+
+impl TryFrom<String> for Fmspc {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
     }
 }
 

@@ -75,6 +75,29 @@ pub struct EndorsementFact {
     pub until: Option<u64>,
 }
 
+/// How a maker's document stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// There, and good for long enough.
+    Current,
+    /// It ends soon and should have been renewed: documents are two days before their end, every hour.
+    Ending,
+    /// Not there.
+    Missing,
+}
+
+impl EndorsementFact {
+    /// `now`: Unix seconds.
+    pub fn standing(&self, now: u64) -> Standing {
+        const RENEWED_S: u64 = 36 * 3600;
+        match self.until {
+            _ if !self.there => Standing::Missing,
+            Some(until) if until < now.saturating_add(RENEWED_S) => Standing::Ending,
+            _ => Standing::Current,
+        }
+    }
+}
+
 /// Everything that the checks look at.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Facts {

@@ -18,7 +18,7 @@ mod tests;
 use serde::{Deserialize, Serialize};
 
 pub use facts::{
-    Cgroup, Devices, DnsFact, EndorsementFact, Facts, Inputs, LedgerFact, PortUse, Wants, gather,
+    Cgroup, Devices, DnsFact, EndorsementFact, Facts, Inputs, LedgerFact, PortUse, Standing, Wants, gather,
 };
 
 /// How bad it is, mildest first.

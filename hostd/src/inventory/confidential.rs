@@ -4,6 +4,7 @@
 //! AMD's SNP host set-up notes and Intel's TDX enabling guide for the names of firmware settings. Board makers rename
 //! them; ours are those of the reference firmware.
 
+use attestation::snp::Product;
 use serde::{Deserialize, Serialize};
 
 use super::cpu::Cpu;
@@ -114,7 +115,7 @@ pub(super) fn sev_snp(
     if let Some(why) = not_bare_metal(cpu, "AuthenticAMD", hypervisor) {
         return Readiness::NotThisMachine { why };
     }
-    let Some(generation) = cpu.epyc_generation() else {
+    let Some(product) = cpu.epyc() else {
         let why = format!("{} has no SEV-SNP (EPYC 7003 “Milan” or newer has)", cpu.name);
         return Readiness::NotThisMachine { why };
     };
@@ -187,7 +188,7 @@ pub(super) fn sev_snp(
             "modprobe ccp; dmesg | grep -i ccp tells whether the PSP's firmware answered",
         ));
     }
-    if generation == "Milan" {
+    if product == Product::Milan {
         warnings.push("Milan: a tenant may refuse it, since its root VCEK seed was extracted in software (docs/threat-model.md)".into());
     }
     Readiness::of(lacks, warnings)

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use attestation::snp::Product;
 use serde::{Deserialize, Serialize};
 
 use super::{Probe, Tree};
@@ -63,14 +64,10 @@ impl Cpu {
         self.flags.contains(flag)
     }
 
-    /// AMD's server generation, as far as SNP knows it (FACTS 6).
-    pub fn epyc_generation(&self) -> Option<&'static str> {
-        match (self.vendor.as_str(), self.family, self.model) {
-            ("AuthenticAMD", 0x19, 0x00..=0x0f) => Some("Milan"),
-            ("AuthenticAMD", 0x19, 0x10..=0x1f | 0xa0..=0xaf) => Some("Genoa"),
-            ("AuthenticAMD", 0x1a, 0x00..=0x11) => Some("Turin"),
-            _ => None,
-        }
+    /// AMD's line of server processors, if it is one that SNP knows.
+    pub fn epyc(&self) -> Option<Product> {
+        let [family, model] = [self.family, self.model].map(|n| u8::try_from(n).ok());
+        Product::from_cpuid(family?, model?).filter(|_| self.vendor == "AuthenticAMD")
     }
 }
 

@@ -31,8 +31,8 @@ impl Inventory {
         let cpu = &self.cpu;
         let name = if cpu.name.is_empty() { "unknown" } else { &cpu.name };
         let generation = cpu
-            .epyc_generation()
-            .map(|g| format!(" ({g})"))
+            .epyc()
+            .map(|product| format!(" ({product})"))
             .unwrap_or_default();
         let flags: Vec<&str> = cpu.flags.iter().map(String::as_str).collect();
         format!(

@@ -27,7 +27,7 @@ impl App {
             ("inventory.json".to_owned(), json(&self.inventory)),
             (
                 "metrics.txt".to_owned(),
-                self.ctx.metrics.render(&status).into_bytes(),
+                self.metrics(&status).await.into_bytes(),
             ),
             // Paths and numbers only; keys are in files of their own, which aren't read here.
             (

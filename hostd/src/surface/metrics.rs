@@ -12,6 +12,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use super::model::Status;
+use crate::doctor::{EndorsementFact, Standing};
 use crate::journal::Step;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -22,6 +23,11 @@ struct StepLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PhaseLabel {
     phase: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StandingLabel {
+    standing: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -46,6 +52,8 @@ pub struct Metrics {
     draining: Gauge,
     ledger_silence: Gauge<f64, AtomicU64>,
     quarantine: Gauge,
+    endorsements: Family<StandingLabel, Gauge>,
+    endorsements_end: Gauge,
 }
 
 impl Default for Metrics {
@@ -60,6 +68,8 @@ impl Default for Metrics {
             draining: Gauge::default(),
             ledger_silence: Gauge::default(),
             quarantine: Gauge::default(),
+            endorsements: Family::default(),
+            endorsements_end: Gauge::default(),
         };
         let mut registry = Registry::with_prefix("hostd");
         registry.register(
@@ -94,6 +104,16 @@ impl Default for Metrics {
             "Objects that the journal doesn't know",
             metrics.quarantine.clone(),
         );
+        registry.register(
+            "endorsements",
+            "Documents of the processor's and GPUs' makers that evidence of this host needs",
+            metrics.endorsements.clone(),
+        );
+        registry.register(
+            "endorsements_end_timestamp_seconds",
+            "When the first of them ends; 0: none ends",
+            metrics.endorsements_end.clone(),
+        );
         Self {
             registry: Mutex::new(registry),
             ..metrics
@@ -116,8 +136,8 @@ impl Metrics {
             .inc();
     }
 
-    /// The text of a scrape.
-    pub fn render(&self, status: &Status) -> String {
+    /// The text of a scrape. `now`: Unix seconds.
+    pub fn render(&self, status: &Status, endorsements: &[EndorsementFact], now: u64) -> String {
         let set = |gauge: &Gauge, value: u64| {
             gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         };
@@ -156,6 +176,20 @@ impl Metrics {
         set(&self.ready, status.ready.into());
         set(&self.draining, status.draining.into());
         set(&self.quarantine, status.quarantine.len() as u64);
+        for (standing, name) in [
+            (Standing::Current, "current"),
+            (Standing::Ending, "ending"),
+            (Standing::Missing, "missing"),
+        ] {
+            let count = endorsements
+                .iter()
+                .filter(|fact| fact.standing(now) == standing)
+                .count();
+            let label = StandingLabel { standing: name };
+            set(&self.endorsements.get_or_create(&label), count as u64);
+        }
+        let end = endorsements.iter().filter_map(|fact| fact.until).min();
+        set(&self.endorsements_end, end.unwrap_or(0));
         self.ledger_silence
             .set(status.ledger.heard_ms_ago.map_or(-1.0, |ms| ms as f64 / 1000.0));
         let mut text = String::new();

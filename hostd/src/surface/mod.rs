@@ -97,6 +97,12 @@ pub struct App {
 
 impl App {
     /// Looks at the machine anew.
+    async fn metrics(&self, status: &Status) -> String {
+        let endorsements = self.ctx.endorsements.look().await;
+        let now = crate::endorsements::now();
+        self.ctx.metrics.render(status, &endorsements, now)
+    }
+
     async fn doctor(&self) -> Result<serde_json::Value, ApiError> {
         let ledger = daemon::ledger_fact(&self.config, &*self.ctx.host.ledger).await;
         let pairs = self.ctx.host.vmms.iter().zip(&self.ctx.support);
@@ -296,7 +302,7 @@ async fn readyz(State(app): Shared) -> Result<Response, ApiError> {
 /// Prometheus metrics.
 #[utoipa::path(get, path = "/metrics", responses((status = 200, body = String)))]
 async fn prometheus(State(app): Shared) -> Result<Response, ApiError> {
-    let text = app.ctx.metrics.render(&app.status().await?);
+    let text = app.metrics(&app.status().await?).await;
     Ok((
         [(
             header::CONTENT_TYPE,

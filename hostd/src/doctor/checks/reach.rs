@@ -2,7 +2,7 @@
 
 use super::{ok, outcome};
 use crate::doctor::facts::Facts;
-use crate::doctor::{Outcome, Part, Severity};
+use crate::doctor::{Outcome, Part, Severity, Standing};
 use crate::inventory::Probe;
 
 pub(super) fn dns(facts: &Facts) -> Outcome {
@@ -86,9 +86,6 @@ pub(super) fn reachable(facts: &Facts) -> Outcome {
     )
 }
 
-/// Documents are renewed two days before their end, every hour: one that is closer to it can't be.
-const RENEWED_S: u64 = 36 * 3600;
-
 pub(super) fn endorsements(facts: &Facts) -> Outcome {
     let fix = "look at hostd's log for the maker's answer; HTTPS must be open to kdsintf.amd.com, api.trustedservices.intel.com, \
                certificates.trustedservices.intel.com, rim.attestation.nvidia.com and ocsp.ndis.nvidia.com, or to the mirrors \
@@ -96,13 +93,13 @@ pub(super) fn endorsements(facts: &Facts) -> Outcome {
     let mut parts = Vec::new();
     for fact in &facts.endorsements {
         let document = &fact.document;
-        let finding = match fact.until {
-            _ if !fact.there => format!("{document} is missing: evidence that needs it is refused"),
-            Some(until) if until < facts.now.saturating_add(RENEWED_S) => {
-                let hours = until.saturating_sub(facts.now) / 3600;
+        let finding = match fact.standing(facts.now) {
+            Standing::Missing => format!("{document} is missing: evidence that needs it is refused"),
+            Standing::Ending => {
+                let hours = fact.until.unwrap_or(0).saturating_sub(facts.now) / 3600;
                 format!("{document} ends in {hours} h, and couldn't be renewed")
             }
-            _ => continue,
+            Standing::Current => continue,
         };
         parts.push(Part {
             id: document.clone(),

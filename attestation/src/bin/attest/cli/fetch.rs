@@ -81,7 +81,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     for gap in &needs.gaps {
         eprintln!("missing  {gap}");
     }
-    let complete = needs.gaps.is_empty() && found.iter().all(Found::is_there);
+    let complete = needs.gaps.is_empty() && found.iter().all(|found| !found.files.is_empty());
     if args.json {
         let documents: Vec<Value> = found.iter().map(show).collect();
         outln!(
@@ -99,6 +99,7 @@ fn line(found: &Found) -> String {
     match &found.outcome {
         Outcome::Kept => format!("kept     {document}"),
         Outcome::Fetched => format!("fetched  {document}"),
+        Outcome::Unkept(why) => format!("lost     {document}: {why}"),
         Outcome::Stale(why) => format!("old      {document}: good for now, but could not be renewed: {why}"),
         Outcome::Missing(why) => format!("missing  {document}: {why}"),
     }
@@ -108,6 +109,7 @@ fn show(found: &Found) -> Value {
     let (state, why) = match &found.outcome {
         Outcome::Kept => ("kept", None),
         Outcome::Fetched => ("fetched", None),
+        Outcome::Unkept(why) => ("lost", Some(why.to_string())),
         Outcome::Stale(why) => ("old", Some(why.to_string())),
         Outcome::Missing(why) => ("missing", Some(why.to_string())),
     };
