@@ -79,10 +79,14 @@ lint: setup ## rustfmt and clippy
 unit: build ## all tests but the main job
 	$(CARGO) nextest run --workspace --features $(FEATURES) -E 'not binary(/^main_job$$/)'
 
+SNPGUEST := $(BUILD)/peers/bin/snpguest
+
 peers: setup ## other verifiers on the same evidence as ours
+	@[ "$$($(SNPGUEST) --version 2>/dev/null)" = "snpguest 0.11.0" ] || \
+	  $(CARGO) install --quiet --locked --root $(BUILD)/peers --target-dir $(CARGO_TARGET_DIR)/snpguest snpguest@0.11.0
 	$(CARGO) fmt --manifest-path attestation/peers/Cargo.toml --check
 	$(CARGO) clippy --manifest-path attestation/peers/Cargo.toml --all-targets --quiet -- -D warnings
-	$(CARGO) nextest run --manifest-path attestation/peers/Cargo.toml
+	DC_SNPGUEST=$(SNPGUEST) $(CARGO) nextest run --manifest-path attestation/peers/Cargo.toml
 
 fuzz: setup ## every parser of evidence under libFuzzer, FUZZ_SECONDS each (60)
 	CARGO=$(CARGO) attestation/fuzz/run.sh $(BUILD)/fuzz

@@ -254,6 +254,17 @@ fn mixed() -> Vec<IgvmDirectiveHeader> {
     directives
 }
 
+/// The fuzzers start from it.
+#[test]
+fn the_recorded_file_is_one_of_every_kind() {
+    let recorded = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/measure/mixed.igvm");
+    let now = Path::new(env!("CARGO_TARGET_TMPDIR")).join("mixed.igvm");
+    let file = snp_file(mixed());
+    std::fs::write(&now, &file).unwrap();
+    let same = std::fs::read(&recorded).is_ok_and(|recorded| recorded == file);
+    assert!(same, "cp {} {}", now.display(), recorded.display());
+}
+
 fn replaced(which: usize, by: IgvmDirectiveHeader) -> Vec<IgvmDirectiveHeader> {
     let mut directives = mixed();
     directives[which] = by;

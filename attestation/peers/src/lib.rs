@@ -3,9 +3,13 @@
 //! | peer | for | what it judges |
 //! |---|---|---|
 //! | `sev` (virtee) | SNP reports | chain and signature; no dates, no revocation, no policy |
+//! | `snpguest` (virtee) | SNP reports | the same by OpenSSL, as a program: `verify certs` and `verify attestation` |
 //! | `dcap-qvl` (Phala) | TDX quotes | everything of DCAP but the freshness of the evidence |
 //!
 //! Nothing here is part of a shipped program: only tests and benchmarks use it.
+
+use std::path::Path;
+use std::process::Command;
 
 use dcap_qvl::QuoteCollateralV3;
 use sev::certs::snp::{Chain, Verifiable};
@@ -27,6 +31,39 @@ impl SevChain {
     pub fn verify(&self, report: &[u8]) -> Result<(), String> {
         let report = AttestationReport::from_bytes(report).map_err(|error| error.to_string())?;
         (&self.0, &report).verify().map_err(|error| error.to_string())
+    }
+}
+
+/// What `snpguest` says of a folder of certificates and of a report: its two commands, each by exit status.
+pub struct SnpGuest<'a> {
+    /// The program.
+    pub program: &'a Path,
+    /// Certificates: `ark.der`, then `ask.der` and `vcek.der`, or `asvk.der` and `vlek.der`.
+    pub certificates: &'a Path,
+}
+
+impl SnpGuest<'_> {
+    fn verify(&self, arguments: &[&std::ffi::OsStr]) -> Result<(), String> {
+        let mut command = Command::new(self.program);
+        let ran = command.arg("verify").args(arguments).output();
+        let ran = ran.map_err(|error| format!("{}: {error}", self.program.display()))?;
+        let words = || String::from_utf8_lossy(&ran.stderr).trim().to_owned();
+        ran.status.success().then_some(()).ok_or_else(words)
+    }
+
+    /// `snpguest verify certs`.
+    pub fn certificates(&self) -> Result<(), String> {
+        self.verify(&["certs".as_ref(), self.certificates.as_ref()])
+    }
+
+    /// `snpguest verify attestation`. `product`: of reports that don't say it (version 2).
+    pub fn report(&self, report: &Path, product: Option<&str>) -> Result<(), String> {
+        let mut arguments = vec!["attestation".as_ref()];
+        if let Some(product) = product {
+            arguments.extend(["-p".as_ref(), product.as_ref()]);
+        }
+        arguments.extend([self.certificates.as_os_str(), report.as_os_str()]);
+        self.verify(&arguments)
     }
 }
 

@@ -6,14 +6,28 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use attestation::{AttestationResult, Outcome, Verdict};
-use attestation_peers::{SevChain, collateral, dcap};
+use attestation_peers::{SevChain, SnpGuest, collateral, dcap};
 use common::{Case, cases, vectors};
 
 /// Reports and quotes of which every n-th byte is flipped: primes, so that every field is met over several vectors.
 const SNP_STRIDE: usize = 3;
 const TDX_STRIDE: usize = 17;
+
+/// Reserved bytes of TCB versions, which `sev` is known not to look at.
+const SEV_LEAVES_OUT: [Range<usize>; 4] = [0x3a..0x3e, 0x182..0x186, 0x1e2..0x1e6, 0x1f2..0x1f6];
+
+/// Where in a report (AMD 56860, `ATTESTATION_REPORT`) a byte lies.
+fn field(at: usize) -> &'static str {
+    match at {
+        0x38..0x40 | 0x180..0x188 | 0x1e0..0x1e8 | 0x1f0..0x1f8 => "reserved bytes of a TCB version",
+        0x2a0.. => "bytes behind the signed part",
+        _ => "elsewhere",
+    }
+}
 
 fn is_authentic(result: &AttestationResult) -> bool {
     let about = |id: &str| id.starts_with("format.") || id.starts_with("authenticate.");
@@ -33,18 +47,62 @@ impl Tally {
     }
 }
 
-/// The chain that `sev` is given: AMD's CA of the report's product, and the key beside the report.
-fn sev_chain(case: &Case) -> Option<SevChain> {
+/// What other verifiers are given: AMD's CA of the report's product, and the key beside the report (DER).
+struct Chain {
+    product: &'static str,
+    ark: Vec<u8>,
+    intermediate: Vec<u8>,
+    vek: Vec<u8>,
+    is_vlek: bool,
+}
+
+fn chain(case: &Case) -> Option<Chain> {
     let folder = case.evidence.strip_prefix("snp/")?.split('/').next()?;
-    let product = folder
-        .strip_prefix("neg-azure")
-        .map_or(folder.split('-').next()?, |_| "milan");
+    let product = match folder.split('-').next()? {
+        "genoa" => "genoa",
+        "turin" => "turin",
+        _ => "milan",
+    };
+    let is_vlek = folder.contains("vlek");
     let file = |path: String| std::fs::read(vectors().join(path)).unwrap();
-    let signer = if folder.contains("vlek") { "asvk" } else { "ask" };
-    let ark = file(format!("snp/ca/{product}/ark.der"));
-    let ask = file(format!("snp/ca/{product}/{signer}.der"));
-    let vek = file(case.endorsements.first()?.clone());
-    Some(SevChain::new(&ark, &ask, &vek).unwrap_or_else(|error| panic!("{}: {error}", case.evidence)))
+    let signer = if is_vlek { "asvk" } else { "ask" };
+    Some(Chain {
+        product,
+        ark: file(format!("snp/ca/{product}/ark.der")),
+        intermediate: file(format!("snp/ca/{product}/{signer}.der")),
+        vek: file(case.endorsements.first()?.clone()),
+        is_vlek,
+    })
+}
+
+fn sev_chain(case: &Case) -> Option<SevChain> {
+    let chain = chain(case)?;
+    let sev = SevChain::new(&chain.ark, &chain.intermediate, &chain.vek);
+    Some(sev.unwrap_or_else(|error| panic!("{}: {error}", case.evidence)))
+}
+
+/// The program that `make peers` builds.
+fn snpguest() -> PathBuf {
+    let path = std::env::var_os("DC_SNPGUEST").map(PathBuf::from);
+    path.expect("DC_SNPGUEST=the program snpguest 0.11.0; `make peers` builds it and runs this test")
+}
+
+impl Chain {
+    /// As `snpguest` reads it.
+    fn write(&self, folder: &Path) {
+        let [signer, key] = if self.is_vlek {
+            ["asvk.der", "vlek.der"]
+        } else {
+            ["ask.der", "vcek.der"]
+        };
+        for (name, content) in [
+            ("ark.der", &self.ark),
+            (signer, &self.intermediate),
+            (key, &self.vek),
+        ] {
+            std::fs::write(folder.join(name), content).unwrap();
+        }
+    }
 }
 
 #[test]
@@ -83,11 +141,10 @@ fn flipped_snp_reports_before_sev() {
         case.endorsements.truncate(1);
         let chain = sev_chain(&case).unwrap();
         let good = case.evidence();
-        // Beside every third byte, those that `sev` is known not to look at.
-        let known = [0x3a..0x3e, 0x182..0x186, 0x1e2..0x1e6, 0x1f2..0x1f6]
-            .into_iter()
-            .flatten();
-        for at in (0..good.len()).step_by(SNP_STRIDE).chain(known) {
+        for at in (0..good.len())
+            .step_by(SNP_STRIDE)
+            .chain(SEV_LEAVES_OUT.into_iter().flatten())
+        {
             let mut report = good.clone();
             report[at] ^= 1;
             let (ours, theirs) = (
@@ -96,14 +153,7 @@ fn flipped_snp_reports_before_sev() {
             );
             assert!(!ours, "{name}: a flip at {at:#x}");
             if theirs {
-                let field = match at {
-                    0x38..0x40 | 0x180..0x188 | 0x1e0..0x1e8 | 0x1f0..0x1f8 => {
-                        "reserved bytes of a TCB version"
-                    }
-                    0x2a0.. => "bytes behind the signed part",
-                    _ => "elsewhere",
-                };
-                tally.add(field);
+                tally.add(field(at));
             }
         }
     }
@@ -114,6 +164,115 @@ fn flipped_snp_reports_before_sev() {
         "{tally:?}"
     );
     println!("flips that sev accepts and we refuse: {tally:?}");
+}
+
+#[test]
+fn recorded_snp_reports_before_snpguest() {
+    let program = snpguest();
+    let mut disagreements = Vec::new();
+    let mut compared = 0;
+    for case in cases() {
+        let Some(chain) = chain(&case) else { continue };
+        compared += 1;
+        let folder = tempfile::tempdir().unwrap();
+        chain.write(folder.path());
+        let report = vectors().join(&case.evidence);
+        let peer = SnpGuest {
+            program: &program,
+            certificates: folder.path(),
+        };
+        // Reports of version 2 don't say their product, and the program doesn't take it from the certificate.
+        let is_v2 = case.evidence()[..4] == [2, 0, 0, 0];
+        let product = is_v2.then_some(chain.product);
+        if is_v2 && case.verdict == "verified" {
+            assert!(
+                peer.report(&report, None).is_err(),
+                "{} without -p",
+                case.evidence
+            );
+        }
+        let theirs = peer.certificates().and_then(|()| peer.report(&report, product));
+        let ours = is_authentic(&case.judge());
+        if ours != theirs.is_ok() {
+            let row = format!(
+                "{} at {}: ours {ours}, snpguest {theirs:?}",
+                case.evidence, case.at
+            );
+            disagreements.push(row);
+        }
+    }
+    assert!(compared >= 17, "{compared}");
+    // As `sev`, it looks at no dates, and is given the right CA where our case gives a wrong one.
+    let explained = [
+        "snp/milan-v3-aws-vlek-trustee-vmpl1/report.bin at 2026-09-01: ours false, snpguest Ok(())",
+        "snp/turin-v5-msft/report.bin at 2026-09-01: ours false, snpguest Ok(())",
+    ];
+    assert_eq!(disagreements, explained);
+}
+
+/// A process for each flip: every 13th byte, and those that are known.
+#[test]
+fn flipped_snp_reports_before_snpguest() {
+    let program = snpguest();
+    let mut tally = Tally::default();
+    for name in ["milan-v3-msft", "genoa-v3-msft", "turin-v5-msft"] {
+        let mut case = cases()
+            .into_iter()
+            .find(|case| case.evidence == format!("snp/{name}/report.bin") && case.verdict == "verified")
+            .unwrap();
+        case.endorsements.truncate(1);
+        let folder = tempfile::tempdir().unwrap();
+        chain(&case).unwrap().write(folder.path());
+        let peer = SnpGuest {
+            program: &program,
+            certificates: folder.path(),
+        };
+        let good = case.evidence();
+        let path = folder.path().join("report.bin");
+        for at in (0..good.len())
+            .step_by(13)
+            .chain(SEV_LEAVES_OUT.into_iter().flatten())
+        {
+            let mut report = good.clone();
+            report[at] ^= 1;
+            std::fs::write(&path, &report).unwrap();
+            if peer.report(&path, None).is_ok() {
+                let field = field(at);
+                assert_ne!(field, "elsewhere", "{name}: a flip at {at:#x}");
+                tally.add(field);
+            }
+        }
+    }
+    let fields: Vec<&str> = tally.0.keys().map(String::as_str).collect();
+    assert_eq!(
+        fields,
+        ["bytes behind the signed part", "reserved bytes of a TCB version"],
+        "{tally:?}"
+    );
+    println!("flips that snpguest accepts and we refuse: {tally:?}");
+}
+
+#[test]
+fn snpguest_believes_a_report_whose_chain_it_would_refuse() {
+    let program = snpguest();
+    let case = cases()
+        .into_iter()
+        .find(|case| case.evidence.starts_with("snp/turin-v5-msft") && case.verdict == "verified")
+        .unwrap();
+    let milan = vectors().join("snp/ca/milan");
+    let foreign = Chain {
+        ark: std::fs::read(milan.join("ark.der")).unwrap(),
+        intermediate: std::fs::read(milan.join("ask.der")).unwrap(),
+        ..chain(&case).unwrap()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    foreign.write(folder.path());
+    let peer = SnpGuest {
+        program: &program,
+        certificates: folder.path(),
+    };
+    assert!(peer.certificates().is_err());
+    assert_eq!(peer.report(&vectors().join(&case.evidence), None), Ok(()));
 }
 
 #[test]

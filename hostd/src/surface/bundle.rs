@@ -25,10 +25,7 @@ impl App {
             ("status.json".to_owned(), json(&status)),
             ("contracts.json".to_owned(), json(&self.lines(true).await?)),
             ("inventory.json".to_owned(), json(&self.inventory)),
-            (
-                "metrics.txt".to_owned(),
-                self.metrics(&status).await.into_bytes(),
-            ),
+            ("metrics.txt".to_owned(), self.metrics(&status).await.into_bytes()),
             // Paths and numbers only; keys are in files of their own, which aren't read here.
             (
                 "config.txt".to_owned(),

@@ -3,7 +3,9 @@
 use std::sync::OnceLock;
 
 use attestation::nvidia::GpuEvidence;
-use attestation::sim::{Gpu, GpuFacts, Launch, OcspSigner, OcspStatus, Platform, RimFacts};
+use attestation::sim::{
+    ASK_SERIAL, CrlIssuer, Gpu, GpuFacts, Launch, OcspSigner, OcspStatus, Platform, RimFacts,
+};
 use attestation::{Binding, Bundle, Composite, CpuEvidence, Evidence, GuestKeys, gpu_nonce};
 
 use super::*;
@@ -13,10 +15,14 @@ const MEASUREMENT: [u8; 48] = [0x5a; 48];
 const POLICY: u64 = 0x3_0000;
 const DEBUG: u64 = 1 << 19;
 
-/// The platform that the genesis names. RSA keys take seconds: made once.
+/// The platform that the genesis names, and who signs its revocation lists. RSA keys take seconds: made once.
+fn made() -> &'static (Platform, CrlIssuer) {
+    static MADE: OnceLock<(Platform, CrlIssuer)> = OnceLock::new();
+    MADE.get_or_init(|| Platform::create_with_crls().unwrap())
+}
+
 fn named() -> &'static Platform {
-    static PLATFORM: OnceLock<Platform> = OnceLock::new();
-    PLATFORM.get_or_init(|| Platform::create().unwrap())
+    &made().0
 }
 
 fn confidential(args: &mut RentArgs) {
@@ -423,6 +429,42 @@ fn a_host_that_keeps_the_revocation_list_to_itself_is_not_believed() {
     };
     assert!(reasons.iter().any(|r| r.contains("CrlMissing")), "{reasons:?}");
     submit(&mut world, &id, &good).unwrap();
+}
+
+#[test]
+fn evidence_under_a_revoked_intermediate_or_with_an_old_list_confirms_nothing() {
+    let mut world = world();
+    let (id, nonce) = asked(&mut world);
+    let good = evidence(named(), &honest(&id, &nonce));
+    let window = ["260801000000Z", "490101000000Z"];
+    // (revoked serial numbers, the list's times, the reason): a rogue host may show an older list, from before the revocation.
+    let table = [
+        (&[ASK_SERIAL][..], window, "CrlRevoked"),
+        (&[], ["260701000000Z", "260801000000Z"], "CrlStale"),
+    ];
+    for (revoked, [from, until], reason) in table {
+        let crl = made().1.crl(revoked, from, until).unwrap();
+        let bundle = Bundle {
+            evidence: good.to_cbor(),
+            endorsements: vec![crl],
+        };
+        let refused = submit_bytes(&mut world, &id, bundle.to_cbor());
+        let Err(LedgerError::EvidenceRefused { reasons, .. }) = refused else {
+            panic!("{reason}: {refused:?}")
+        };
+        assert!(
+            reasons.iter().any(|r| r.starts_with(reason)),
+            "{reason}: {reasons:?}"
+        );
+        assert_eq!(world.contract(&id).state, ContractState::Accepted);
+    }
+    // A list that names somebody else is no obstacle.
+    let crl = made().1.crl(&[ASK_SERIAL + 100], window[0], window[1]).unwrap();
+    let bundle = Bundle {
+        evidence: good.to_cbor(),
+        endorsements: vec![crl],
+    };
+    submit_bytes(&mut world, &id, bundle.to_cbor()).unwrap();
 }
 
 #[test]
