@@ -8,6 +8,7 @@
 //!
 //! Nothing here is part of a shipped program: only tests and benchmarks use it.
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::process::Command;
 
@@ -43,7 +44,7 @@ pub struct SnpGuest<'a> {
 }
 
 impl SnpGuest<'_> {
-    fn verify(&self, arguments: &[&std::ffi::OsStr]) -> Result<(), String> {
+    fn verify(&self, arguments: &[&OsStr]) -> Result<(), String> {
         let mut command = Command::new(self.program);
         let ran = command.arg("verify").args(arguments).output();
         let ran = ran.map_err(|error| format!("{}: {error}", self.program.display()))?;
@@ -58,9 +59,9 @@ impl SnpGuest<'_> {
 
     /// `snpguest verify attestation`. `product`: of reports that don't say it (version 2).
     pub fn report(&self, report: &Path, product: Option<&str>) -> Result<(), String> {
-        let mut arguments = vec!["attestation".as_ref()];
+        let mut arguments: Vec<&OsStr> = vec![OsStr::new("attestation")];
         if let Some(product) = product {
-            arguments.extend(["-p".as_ref(), product.as_ref()]);
+            arguments.extend([OsStr::new("-p"), OsStr::new(product)]);
         }
         arguments.extend([self.certificates.as_os_str(), report.as_os_str()]);
         self.verify(&arguments)
