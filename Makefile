@@ -66,7 +66,7 @@ test-image: build ## build the provider's image twice, and boot it: firmware, TP
 	  --cache $(BUILD)/cache --hostd $(BUILD)/test-image/hostd --keys $(BUILD)/test-image/keys \
 	  --out $(BUILD)/test-image/$$out; done
 	DC_IMAGE=$(BUILD)/test-image/first DC_IMAGE_AGAIN=$(BUILD)/test-image/second DC_KEYS=$(BUILD)/test-image/keys IMAGE_BUILDER_CACHE=$(BUILD)/cache \
-	  DC_DECENT=$(BIN)/decent \
+	  DC_DECENT=$(BIN)/decent DC_LEDGERD=$(BIN)/ledgerd \
 	  $(CARGO) nextest run -p image-builder --features boot-image -j 1 --no-fail-fast -E 'binary(/^image$$/)'
 
 demo: image ## the main job, end to end, on real parts; under 5 minutes

@@ -107,10 +107,13 @@ pub(crate) fn page(report: &Report) -> String {
     if let Some(principal) = &report.principal {
         line("principal", principal);
     }
+    if let Some(name) = &report.attestation_key {
+        line("attestation", name);
+    }
     if report.stage == Stage::NoDelegation {
         line(
             "delegation",
-            "missing: decent host delegate --host-key PRINCIPAL …",
+            "missing: decent host delegate --host-key PRINCIPAL --attestation-key ATTESTATION …",
         );
     }
     if let Some(until) = report.delegated_until {

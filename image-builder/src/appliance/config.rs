@@ -67,6 +67,40 @@ fn yes() -> bool {
     true
 }
 
+/// Settings that a host without any gets from the network.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seed {
+    /// Where.
+    pub url: HttpsUrl,
+    /// What they must be: the image is measured, so nobody on the way can change them.
+    pub sha256: Sha256Hex,
+}
+
+/// An `https://` address of at most 1,000 printable ASCII characters without spaces, quotes and backslashes.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct HttpsUrl(String);
+
+impl HttpsUrl {
+    /// The address.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for HttpsUrl {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let plain = |b: u8| b.is_ascii_graphic() && !matches!(b, b'"' | b'\'' | b'\\');
+        let rest = text.strip_prefix("https://").unwrap_or_default();
+        if rest.is_empty() || text.len() > 1000 || !text.bytes().all(plain) {
+            return Err(format!("{text:?} is not an address that begins with https://"));
+        }
+        Ok(Self(text))
+    }
+}
+
 /// Sizes of the partitions, in MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -108,6 +142,8 @@ pub struct Config {
     pub kernel: Kernel,
     /// The command lines; the first is the default.
     pub profiles: Vec<Profile>,
+    /// Where hosts without settings get them.
+    pub seed: Option<Seed>,
     /// The layout.
     pub disk: Disk,
 }
@@ -132,6 +168,7 @@ struct File {
     keys: PathBuf,
     kernel: Kernel,
     profile: Vec<Profile>,
+    seed: Option<Seed>,
     disk: Disk,
 }
 
@@ -181,6 +218,7 @@ impl Config {
             keys: base.join(file.keys),
             kernel: file.kernel,
             profiles: file.profile,
+            seed: file.seed,
             disk: file.disk,
         })
     }
@@ -299,6 +337,11 @@ mod tests {
                 "trusted = false",
                 "trusted = true",
                 "lacks systemd.import_credentials=no",
+            ),
+            (
+                "# [seed]\n# url = \"https",
+                "[seed]\nurl = \"http",
+                "begins with https://",
             ),
             ("esp_mib = 1024", "esp_mib = 100", "`esp_mib` wants"),
             (

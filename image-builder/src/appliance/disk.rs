@@ -1,12 +1,13 @@
 //! The disk: a GPT with the EFI system partition and the first slot of the root.
 //!
 //! ```text
-//! 1 MiB ─ ESP (FAT32) ─ verity, slot A ─ root, slot A │ made at the first boot: verity B ─ root B ─ state (LUKS2)
+//! 1 MiB ─ ESP (FAT32) ─ verity, slot A ─ root, slot A ─ seed │ made at the first boot: verity B ─ root B ─ state (LUKS2)
 //! ```
 //!
 //! The partitions' UUIDs are the two halves of the root hash (UAPI.2 Discoverable Partitions Specification), so the
 //! `roothash=` of a signed command line names both. The second slot and the state aren't in the image: systemd-repart
-//! makes them on the disk that it finds itself on, whatever its size.
+//! makes them on the disk that it finds itself on, whatever its size. The seed partition is empty until `flash --seed`
+//! fills it ([`super::seed`]).
 
 use std::fs::File;
 use std::io;
@@ -107,6 +108,14 @@ pub fn assemble(
             disk.root_mib,
             root_uuid,
         ),
+        (
+            // Basic data: a type that systemd-repart looks for nowhere.
+            "",
+            "EBD0A0A2-B9E5-4433-87C0-68B6B72699C7",
+            super::seed::LABEL,
+            super::seed::MIB,
+            derived("seed"),
+        ),
     ];
     let mut script = format!(
         "label: gpt\nlabel-id: {}\nunit: sectors\nfirst-lba: 2048\n",
@@ -126,7 +135,7 @@ pub fn assemble(
     job.write("layout", script)?;
     job.run("sh", ["-c", &format!("sfdisk --quiet {name} < layout")])?;
     let out = open(job, name)?;
-    for (file, start) in starts {
+    for (file, start) in starts.into_iter().filter(|(file, _)| !file.is_empty()) {
         copy_sparse(&open(job, file)?, &out, start).map_err(|source| ToolError::File {
             path: job.path(name),
             source,

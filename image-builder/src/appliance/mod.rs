@@ -38,6 +38,7 @@ pub mod qemu;
 pub mod reference;
 pub mod report;
 pub mod root;
+pub mod seed;
 pub mod tools;
 pub mod uki;
 pub mod update;

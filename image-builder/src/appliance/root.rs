@@ -46,6 +46,26 @@ const FILES: &[(&str, u32, &str)] = &[
         include_str!("../../../systemd/system/decent-cloud-console@.service"),
     ),
     systemd(
+        "usr/lib/systemd/system/decent-cloud-setup.service",
+        include_str!("../../../systemd/system/decent-cloud-setup.service"),
+    ),
+    systemd(
+        "usr/lib/systemd/system/decent-cloud-setup-network.service",
+        include_str!("../../../systemd/system/decent-cloud-setup-network.service"),
+    ),
+    systemd(
+        "usr/lib/systemd/system/decent-cloud-settings.service",
+        include_str!("../../../systemd/system/decent-cloud-settings.service"),
+    ),
+    systemd(
+        "usr/lib/systemd/system/decent-cloud-settings.path",
+        include_str!("../../../systemd/system/decent-cloud-settings.path"),
+    ),
+    systemd(
+        "usr/lib/udev/rules.d/90-decent-cloud.rules",
+        include_str!("../../../systemd/udev/90-decent-cloud.rules"),
+    ),
+    systemd(
         "usr/lib/systemd/system/decent-cloud-recovery-key.service",
         include_str!("../../../systemd/system/decent-cloud-recovery-key.service"),
     ),
@@ -241,6 +261,10 @@ pub fn assemble(tree: &mut Tree, config: &Config, update_keyring: &[u8]) -> Resu
             "# Of the image's layout; the second slot is made at the first boot.\n[Partition]\n{partition}SizeMinBytes={mib}M\nSizeMaxBytes={mib}M\n"
         );
         tree.add_file(&format!("usr/lib/repart.d/{name}.conf"), 0o644, text)?;
+    }
+    if let Some(seed) = &config.seed {
+        let text = format!("url = {:?}\nsha256 = \"{}\"\n", seed.url.as_str(), seed.sha256);
+        tree.add_file("usr/lib/decent-cloud/seed.toml", 0o644, text)?;
     }
     tree.remove("etc/os-release");
     tree.symlink("etc/os-release", "../usr/lib/os-release")?;

@@ -14,6 +14,7 @@ use image_builder::appliance::qemu::{Part, keyboard};
 use image_builder::appliance::report;
 
 use crate::machine::{BOOT_TIME_MAX, Host, alone, image, named};
+use crate::provider::Provider;
 
 #[test]
 fn two_builds_give_the_same_bytes() {
@@ -72,10 +73,23 @@ fn a_blank_machine_becomes_a_host_and_keeps_its_state_for_itself() {
     }
     let text = boot.until(&["good since this boot"]);
     let key = recovery_key(&text).unwrap_or_else(|| panic!("no recovery key in\n{text}"));
+    let provider = Provider::without_ledger();
+    let delegation = STANDARD.encode(provider.delegation(&mut boot));
+    let settings = provider.settings("under-test", &format!("delegation = \"{delegation}\""));
+    fs::write(provider.at("seed"), settings).unwrap();
     drop(boot);
 
-    // hostd's configuration comes by a longer command line: that one shows in PCR 12, and nowhere else.
-    let mut boot = host.boot_with(&[], &configuration());
+    // The settings come by the hypervisor, and with them a longer command line: that one shows in PCR 12, and nowhere else.
+    let extra = [
+        "-fw_cfg",
+        &format!(
+            "name=opt/io.systemd.credentials/provider-seed,file={}",
+            provider.at("seed").display()
+        ),
+        "-smbios",
+        "type=11,value=io.systemd.stub.kernel-cmdline-extra=quiet",
+    ];
+    let mut boot = host.boot_with(&[], &extra.map(str::to_owned));
     let status = boot.line("status ");
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
     let text = boot.until(&[&ready]);
@@ -121,83 +135,6 @@ fn recovery_key(text: &str) -> Option<String> {
         groups.len() == 8 && groups.iter().all(|group| group.len() == 8)
     };
     text.lines().map(str::trim).find(is_key).map(str::to_owned)
-}
-
-/// QEMU's arguments that put hostd's configuration, with keys made by `decent`, on the state partition.
-fn configuration() -> Vec<String> {
-    let scratch = tempfile::tempdir().unwrap();
-    let at = |name: &str| scratch.path().join(name);
-    let decent = |args: &[&str]| {
-        let output = Command::new(named("DC_DECENT"))
-            .args(args)
-            .current_dir(scratch.path())
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "decent {args:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    };
-    // A key as it is written, of no ledger: this host never reaches one.
-    let root_key = "308182301d060d2b0601040182dc7c0503010201060c2b0601040182dc7c05030201036100".to_owned()
-        + &"11".repeat(96);
-    let ledger = format!(
-        "url = \"http://10.0.2.2:9\"\ncanister_id = \"rrkah-fqaaa-aaaaa-aaaaq-cai\"\nroot_key = \"{root_key}\"\n"
-    );
-    fs::write(at("client.toml"), &ledger).unwrap();
-    let profile = format!(
-        "name = \"Test\"\ndomain = \"test.example\"\ncontact = \"ops@test.example\"\nlegal_contract = \"{}\"\n",
-        "0".repeat(64)
-    );
-    fs::write(at("profile.toml"), profile).unwrap();
-    fs::write(
-        at("hostd.toml"),
-        format!(
-            "[host]\nname = \"under-test\"\nstate_dir = \"/var/lib/hostd\"\nrun_dir = \"/run/hostd\"\n\
-             [ledger]\n{ledger}host_key = \"/etc/hostd/host.pem\"\ndelegation = \"/etc/hostd/delegation\"\n\
-             [network]\nprefix = \"dc\"\nwan = \"enp0s3\"\npublic_ip4 = \"203.0.113.1\"\ntenant_net = \"100.64.0.0/16\"\n\
-             lease_ports = \"20000-29999\"\nnameservers = [\"192.0.2.1\"]\n\
-             [storage]\ndir = \"/var/lib/hostd/storage\"\n[vmm]\nprefer = [\"cloud-hypervisor\"]\n\
-             [offering]\ntitle = \"Test\"\nregion = \"eu-ch\"\n\
-             [offering.prices]\nvm_hour = 1\nvcpu_hour = 1\nmemory_gib_hour = 1\nstorage_gib_hour = 1\n"
-        ),
-    )
-    .unwrap();
-    decent(&["key", "new", "--out", "provider.pem"]);
-    let made = decent(&["key", "new", "--kind", "p256", "--out", "host.pem"]);
-    let host = made
-        .lines()
-        .find_map(|line| line.strip_prefix("principal"))
-        .unwrap()
-        .trim();
-    decent(&[
-        "--ledger",
-        "client.toml",
-        "--key",
-        "provider.pem",
-        "host",
-        "delegate",
-        "--host-key",
-        host,
-        "--profile",
-        "profile.toml",
-        "--expires",
-        "@4000000000",
-        "--out",
-        "delegation",
-    ]);
-    let files = ["hostd.toml", "host.pem", "delegation"].map(|name| {
-        let content = STANDARD.encode(fs::read(at(name)).unwrap());
-        format!("f+~ /var/lib/decent-cloud/hostd/{name} 0600 root root - {content}\n")
-    });
-    [
-        "io.systemd.stub.kernel-cmdline-extra=systemd.import_credentials=yes".to_owned(),
-        format!(
-            "io.systemd.credential.binary:tmpfiles.extra={}",
-            STANDARD.encode(files.concat())
-        ),
-    ]
-    .into_iter()
-    .flat_map(|value| ["-smbios".to_owned(), format!("type=11,value={value}")])
-    .collect()
 }
 
 /// Each thing that is wrong with a machine is named on its console, with what to do, and it stays there.

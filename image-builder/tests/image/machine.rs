@@ -188,6 +188,11 @@ impl Boot {
         }
     }
 
+    /// Who the machine is to a ledger, as the console says.
+    pub(crate) fn principal(&mut self) -> String {
+        self.line("  principal    ")
+    }
+
     /// Types on the first serial port.
     pub(crate) fn type_keys(&self, keys: &str) {
         let mut port = UnixStream::connect(keyboard(&self.logs[0])).unwrap();

@@ -5,5 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "all of it is a test")]
 
 mod boot;
+mod firstboot;
 mod machine;
+mod provider;
 mod update;

@@ -8,6 +8,7 @@ use image_builder::appliance::config::Config;
 use image_builder::appliance::flash::Target;
 use image_builder::appliance::image::Image;
 use image_builder::appliance::qemu::{Machine, Part, Serial};
+use image_builder::appliance::seed::Seed;
 use image_builder::appliance::tools::{self, Tools};
 use image_builder::appliance::{self, Built, Options, keys, report, update, verify};
 use image_builder::apt::Apt;
@@ -227,11 +228,15 @@ pub(crate) struct Flash {
     /// The disk's name, typed already: for scripts
     #[arg(long, value_name = "NAME")]
     confirm: Option<String>,
+    /// The provider's settings (`hostd seed init`), for the disk's seed partition; the host wipes it when it has read them
+    #[arg(long, value_name = "FILE")]
+    seed: Option<PathBuf>,
 }
 
 impl Flash {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let image = Image::read(&self.image)?;
+        let seed = self.seed.as_deref().map(Seed::read).transpose()?;
         let target = Target::open(&self.target, &image)?;
         let typed = match self.confirm {
             Some(name) => name,
@@ -267,6 +272,9 @@ impl Flash {
             bar.set_position(done);
         })?;
         bar.finish_and_clear();
+        if let Some(seed) = &seed {
+            seed.write(&self.target)?;
+        }
         println!(
             "{} holds {} {}; read back and compared",
             self.target.display(),

@@ -1,0 +1,134 @@
+//! From a flashed disk to a host, without anybody logging in: settings from the provider, the host's key from the TPM, and
+//! his word for it by a stick or by the keyboard.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use fatfs::{FileSystem, FormatVolumeOptions, FsOptions, format_volume};
+use image_builder::appliance::seed::{self, Seed};
+
+use crate::machine::{Host, alone, image};
+use crate::provider::Provider;
+
+/// Goal: nobody but the provider, far away, makes a flashed disk a host of the ledger. Method: one boot with settings in the
+/// seed partition; `decent` signs for the key that the console shows; a stick with that is put in, and the ledger has the
+/// host.
+#[test]
+fn settings_on_the_disk_and_a_delegation_on_a_stick_make_a_host_of_the_ledger() {
+    let _alone = alone();
+    let (dir, image) = image();
+    let ready = format!("READY {} {}", image.name, image.image_version);
+    let mut host = Host::new(&dir, &image);
+    let provider = Provider::with_ledger();
+    fs::write(provider.at("seed"), provider.settings("First Boot", "")).unwrap();
+    let settings = Seed::read(&provider.at("seed")).unwrap();
+    settings.write(&host.machine.disk()).unwrap();
+    assert!(holds(&seed_partition(&host.machine.disk()), b"First Boot"));
+
+    let (stick, monitor) = (provider.at("stick"), provider.at("monitor"));
+    fat(&stick, &[]);
+    let extra = [
+        "-device",
+        "qemu-xhci",
+        "-drive",
+        &format!("if=none,id=stick,format=raw,file={}", stick.display()),
+        "-monitor",
+        &format!("unix:{},server=on,wait=off", monitor.display()),
+    ];
+    let mut boot = host.boot_with(&[], &extra.map(str::to_owned));
+    boot.until(&[&ready]);
+    let text = boot.until(&["delegation   missing"]);
+    for line in ["settings     here", "10.0.2.77/24"] {
+        assert!(text.contains(line), "no {line:?} in\n{text}");
+    }
+    assert!(!text.contains("FAILED ") && !text.contains("FAULT "), "{text}");
+    let wiped = seed_partition(&host.machine.disk());
+    assert!(!holds(&wiped, b"First Boot"), "the seed partition wasn't wiped");
+
+    fat(&stick, &provider.delegation(&mut boot));
+    let mut monitor = UnixStream::connect(monitor).unwrap();
+    monitor
+        .write_all(b"device_add usb-storage,drive=stick\n")
+        .unwrap();
+    let principal = boot.principal();
+    let ours = |hosts: &serde_json::Value| {
+        hosts
+            .as_array()
+            .is_some_and(|hosts| hosts.iter().any(|host| host["host"] == *principal))
+    };
+    provider.until(&["hosts"], ours);
+    let status: serde_json::Value = serde_json::from_str(&boot.line("status ")).unwrap();
+    assert_eq!(status["name"], "First Boot", "{status}");
+    assert_eq!(
+        status["ledger"]["host"],
+        principal.as_str(),
+        "the TPM's key is the host's: {status}"
+    );
+    let text = boot.text();
+    assert!(!text.contains("FAILED ") && !text.contains("FAULT "), "{text}");
+}
+
+/// Settings from the firmware; the delegation is typed. The form shows what is missing and nothing else.
+#[test]
+fn settings_from_the_firmware_and_a_typed_delegation_start_hostd_at_once() {
+    let _alone = alone();
+    let (dir, image) = image();
+    let mut host = Host::new(&dir, &image);
+    let provider = Provider::without_ledger();
+    let settings = STANDARD.encode(provider.settings("By Hand", ""));
+    let value = format!("type=11,value=io.systemd.credential.binary:provider-seed={settings}");
+    let mut boot = host.boot_with(&[], &["-smbios".to_owned(), value]);
+    let typed = STANDARD.encode(provider.delegation(&mut boot));
+    boot.until(&["when the recovery key is written down"]);
+    boot.type_keys("\r");
+    boot.until(&["to type this host's settings"]);
+    boot.type_keys("\r");
+    boot.until(&["This host waits for its provider's delegation"]);
+    for part in typed.as_bytes().chunks(128) {
+        boot.type_keys(std::str::from_utf8(part).unwrap());
+    }
+    boot.type_keys("\r\r");
+    let status: serde_json::Value = serde_json::from_str(&boot.line("status ")).unwrap();
+    assert_eq!(status["name"], "By Hand", "{status}");
+    assert_eq!(status["ledger"]["host"], boot.principal(), "{status}");
+    let text = boot.text();
+    assert!(!text.contains("FAILED ") && !text.contains("FAULT "), "{text}");
+}
+
+/// What the disk's seed partition holds.
+fn seed_partition(disk: &Path) -> Vec<u8> {
+    use std::os::unix::fs::FileExt;
+    // EFI system partition, hash tree and root of the default layout lie before it.
+    let start = (1 + 1024 + 64 + 1024) << 20;
+    let mut content = vec![0; (seed::MIB << 20) as usize];
+    fs::File::open(disk)
+        .unwrap()
+        .read_exact_at(&mut content, start)
+        .unwrap();
+    content
+}
+
+fn holds(content: &[u8], text: &[u8]) -> bool {
+    content.windows(text.len()).any(|part| part == text)
+}
+
+/// A medium with a delegation.
+fn fat(path: &Path, delegation: &[u8]) {
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .unwrap();
+    file.set_len(8 << 20).unwrap();
+    format_volume(&file, FormatVolumeOptions::new().volume_label(*b"DECENT-SEED")).unwrap();
+    let volume = FileSystem::new(file, FsOptions::new()).unwrap();
+    let mut inside = volume.root_dir().create_file("delegation").unwrap();
+    inside.write_all(delegation).unwrap();
+    inside.flush().unwrap();
+}
