@@ -58,14 +58,17 @@ appliance: build ## build the provider's image, with hostd of profile `appliance
 	  --hostd $(CARGO_TARGET_DIR)/appliance/hostd --keys $(BUILD)/keys --out $(BUILD)/appliance
 
 # hostd as it was built for the other tests, without its debug information.
-test-image: build ## build the provider's image twice, and boot it: firmware, TPM, secure boot
+test-image: build ## build the provider's image twice and its successor, boot and update it: firmware, TPM, secure boot
 	mkdir -p $(BUILD)/test-image
 	strip -o $(BUILD)/test-image/hostd $(BIN)/hostd
 	[ -e $(BUILD)/test-image/keys/update.key ] || $(BIN)/image-builder keys --dir $(BUILD)/test-image/keys --cache $(BUILD)/cache
 	for out in first second; do $(BIN)/image-builder build --config image-builder/appliance/image.toml \
 	  --cache $(BUILD)/cache --hostd $(BUILD)/test-image/hostd --keys $(BUILD)/test-image/keys \
 	  --out $(BUILD)/test-image/$$out; done
-	DC_IMAGE=$(BUILD)/test-image/first DC_IMAGE_AGAIN=$(BUILD)/test-image/second DC_KEYS=$(BUILD)/test-image/keys IMAGE_BUILDER_CACHE=$(BUILD)/cache \
+	sed -e 's/^version = .*/version = "0.2.0"/' -e 's,"\.\./\.\./,"$(CURDIR)/,' image-builder/appliance/image.toml > $(BUILD)/test-image/next.toml
+	$(BIN)/image-builder build --config $(BUILD)/test-image/next.toml \
+	  --cache $(BUILD)/cache --hostd $(BUILD)/test-image/hostd --keys $(BUILD)/test-image/keys --out $(BUILD)/test-image/next
+	DC_IMAGE=$(BUILD)/test-image/first DC_IMAGE_AGAIN=$(BUILD)/test-image/second DC_KEYS=$(BUILD)/test-image/keys DC_IMAGE_NEXT=$(BUILD)/test-image/next IMAGE_BUILDER_CACHE=$(BUILD)/cache \
 	  DC_DECENT=$(BIN)/decent DC_LEDGERD=$(BIN)/ledgerd \
 	  $(CARGO) nextest run -p image-builder --features boot-image -j 1 --no-fail-fast -E 'binary(/^image$$/)'
 

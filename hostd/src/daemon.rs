@@ -20,6 +20,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 
 pub use self::offering::offering_spec;
+pub use self::upkeep::tell_ledger;
 use crate::allocator::Capacity;
 use crate::config::{Adapter, Config};
 use crate::doctor;
@@ -38,10 +39,12 @@ use crate::supervisor::{Ctx, NetKeeper, Timing, supervise};
 use crate::surface::metrics::Metrics;
 use crate::surface::money::Accounts;
 use crate::surface::{self, App, Registration};
+use crate::update::Updater;
 use crate::vmm::cloud_hypervisor::{CloudHypervisor, CloudHypervisorConfig};
 use crate::vmm::libvirt::{AccelChoice, Libvirt, LibvirtConfig};
 use crate::vmm::{Vmm, VmmSupport};
 use crate::wiring::{Dns, GuestAgent, Ledger, Storage, TenantNetworks, Vfio, chain};
+use crate::wiring::{Places, SystemdSlots};
 
 /// hostd can't start, or can't go on.
 #[derive(Debug, thiserror::Error)]
@@ -378,6 +381,14 @@ pub async fn run(config: Config, events: Events) -> Result<(), DaemonError> {
     let (handle, supervisor) = supervise(ctx.clone());
     let listener = surface::listen(&config.host.socket(), config.host.socket_group.as_deref());
     let listener = listener.map_err(file_error("listen on", &config.host.socket()))?;
+    let slots = inventory.boot.image.as_ref().and_then(|image| {
+        let slots = SystemdSlots::new(image, Places::of_the_appliance(&config))?;
+        Some(Arc::new(slots) as Arc<dyn crate::update::Slots>)
+    });
+    let update = Arc::new(Updater::new(config.update.clone(), slots, ctx.journal.clone()));
+    if let Err(error) = update.settle(true).await {
+        tracing::warn!(%error, "what became of the last update isn't known");
+    }
     let app = Arc::new(App {
         ctx: ctx.clone(),
         handle,
@@ -390,6 +401,7 @@ pub async fn run(config: Config, events: Events) -> Result<(), DaemonError> {
         provider,
         accounts: Accounts::default(),
         events,
+        update,
     });
 
     let mut tasks = JoinSet::new();
@@ -405,8 +417,10 @@ pub async fn run(config: Config, events: Events) -> Result<(), DaemonError> {
         heartbeat_every,
         registration_sender,
     ));
+    tasks.spawn(upkeep::updates(ctx.clone(), app.update.clone()));
     tasks.spawn(upkeep::heartbeats(
         ctx.clone(),
+        app.update.clone(),
         heartbeat_every,
         app.registration.clone(),
     ));

@@ -47,5 +47,6 @@ pub mod storage;
 pub mod supervisor;
 pub mod surface;
 pub mod tui;
+pub mod update;
 pub mod vmm;
 pub mod wiring;

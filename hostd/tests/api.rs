@@ -179,7 +179,12 @@ async fn the_document_names_every_path_and_the_socket_is_not_for_everyone() {
             "/v1/money",
             "/v1/power-off",
             "/v1/status",
-            "/v1/support-bundle"
+            "/v1/support-bundle",
+            "/v1/update",
+            "/v1/update/apply",
+            "/v1/update/check",
+            "/v1/update/rollback",
+            "/v1/update/stage"
         ]
     );
 }

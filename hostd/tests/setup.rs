@@ -489,9 +489,10 @@ fn networkd_takes_every_line_and_gives_the_port_its_addresses() {
     const SCRIPT: &str = "set -e; mount --make-rprivate /; mount -t tmpfs tmpfs /run; mkdir -p /run/systemd; \
                           cp -r \"$1\" /run/systemd/network; mount -t sysfs -o ro sysfs /sys; \
                           ip link add enp1s0 type veth peer name peer0; ip link set peer0 up; \
-                          timeout 20 /usr/lib/systemd/systemd-networkd 2>&1 & \
-                          for i in $(seq 100); do ip -br a show dev enp1s0 | grep -q \"$2\" && break; sleep 0.1; done; \
-                          ip -br a; kill %1; wait || true";
+                          timeout 20 /usr/lib/systemd/systemd-networkd >/run/said 2>&1 & \
+                          for i in $(seq 150); do grep -q \"Enumeration completed\" /run/said && \
+                          ip -br a show dev enp1s0 | grep -q \"$2\" && break; sleep 0.1; done; \
+                          ip -br a; kill %1; wait || true; cat /run/said";
     for (network, address) in [(None, "203.0.113.10/24"), (Some(BONDED), "")] {
         let machine = Machine::new();
         let mut text = settings();

@@ -10,6 +10,7 @@ mod key;
 mod log;
 mod render;
 mod setup;
+pub(crate) mod update;
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -105,6 +106,9 @@ enum Verb {
         #[arg(long, conflicts_with = "reason")]
         end: bool,
     },
+    /// The appliance's image: updates from a signed folder into the free slot, with a way back
+    #[command(subcommand)]
+    Update(update::Verb),
     /// One screen for operators: capacity, trust, money, contracts, log; `?` there explains the keys
     Tui(tui::Args),
     /// Everything about one contract: generated configs, steps with times
@@ -411,6 +415,7 @@ async fn ask(client: &Client, verb: Verb, json: bool) -> Result<ExitCode, Failur
             let status: Status = client::parse(&answer)?;
             show(json, &status, render::status)?;
         }
+        Verb::Update(verb) => return update::run(client, verb, json).await,
         Verb::Tui(args) => {
             tui::run(client, &args, json).await.map_err(|error| match error {
                 TuiError::Client(error) => error.into(),

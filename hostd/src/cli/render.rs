@@ -78,6 +78,15 @@ pub(super) fn status(status: &Status) -> String {
             let _ = writeln!(text, "  ! {trouble}");
         }
     }
+    if let Some(update) = &status.update {
+        let trial = if update.on_trial { ", on trial" } else { "" };
+        let _ = writeln!(
+            text,
+            "image     {}{trial}; update: {}",
+            update.running,
+            super::update::phase(&update.phase)
+        );
+    }
     let share =
         |name: &str, share: &Share, unit: &str| format!("{name} {}/{}{unit}", share.used, share.total);
     let capacity = &status.capacity;

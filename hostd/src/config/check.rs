@@ -142,6 +142,23 @@ pub(super) fn faults(config: &Config, text: &str) -> Vec<Fault> {
     );
     check(absolute(&ledger.delegation), "ledger.delegation", ABSOLUTE);
 
+    let update = &config.update;
+    check(
+        update.source.as_deref().is_none_or(crate::update::is_source),
+        "update.source",
+        "must be an https:// URL or an absolute path, in printable ASCII without spaces, `%`, quotes or `..`",
+    );
+    check(
+        (600..=30 * 86_400).contains(&update.check_s),
+        "update.check_s",
+        "must be 600–2592000 seconds",
+    );
+    check(
+        update.notice_s <= 30 * 86_400,
+        "update.notice_s",
+        "must be at most 2592000 seconds",
+    );
+
     if let Err(error) = config.endorsements.sources() {
         check(false, "endorsements", &error.to_string());
     }

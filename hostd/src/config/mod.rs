@@ -12,6 +12,7 @@ use std::time::Duration;
 use attestation::fetch::{Sources, SourcesError};
 use ledger::api::{Amount, VmKind};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 pub(crate) use self::check::{line_of, toml_fault};
 use crate::names::Pace;
@@ -90,6 +91,51 @@ pub struct Config {
     /// How long steps may take.
     #[serde(default)]
     pub deadlines: DeadlineConfig,
+    /// Updates of the appliance.
+    #[serde(default)]
+    pub update: UpdateConfig,
+}
+
+/// When the machine reboots into a staged update by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ApplyPolicy {
+    /// Never: an operator stages and applies.
+    #[default]
+    Never,
+    /// Updates are staged as they come, and applied as soon as no contract is here.
+    Drained,
+    /// The same, but with contracts too, `notice_s` after the ledger was told: they end with it.
+    Now,
+}
+
+/// `[update]`: where the appliance's updates come from, and when they are applied.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UpdateConfig {
+    /// `https://…` of a folder that `image-builder update-repo` made, or its absolute path on this machine. A stick whose
+    /// FAT file system is labelled DC_UPDATE is `/run/update`.
+    pub source: Option<String>,
+    /// When the machine reboots by itself.
+    pub apply: ApplyPolicy,
+    /// Seconds between the ledger's hearing of it and a reboot with contracts (`apply = "now"`).
+    pub notice_s: u64,
+    /// Seconds between two looks for a new version, unless `apply` is `never`.
+    pub check_s: u64,
+    /// Whether a new image is good without having heard the ledger: for hosts that are meant to be without one.
+    pub offline: bool,
+}
+
+impl Default for UpdateConfig {
+    fn default() -> Self {
+        Self {
+            source: None,
+            apply: ApplyPolicy::Never,
+            notice_s: 86_400,
+            check_s: 21_600,
+            offline: false,
+        }
+    }
 }
 
 /// `[host]`

@@ -11,9 +11,13 @@ use crate::journal::{JournalError, Quarantined, now_ms};
 use crate::storage::Store;
 use crate::supervisor::Ctx;
 use crate::surface::Registration;
+use crate::update::Updater;
 
 /// Between two looks for unknown objects and unused images.
 const TIDY: Duration = Duration::from_secs(3600);
+
+/// The longest that a reboot waits for the ledger's ear.
+const TELL: Duration = Duration::from_secs(20);
 
 /// Tells systemd, if it started us. A failure changes nothing for the VMs.
 pub(super) fn notify(states: &[sd_notify::NotifyState<'_>]) {
@@ -42,6 +46,7 @@ pub(super) async fn watchdog(ctx: Arc<Ctx>) {
 /// Signs of life, in a task of their own: no contract's trouble delays them.
 pub(super) async fn heartbeats(
     ctx: Arc<Ctx>,
+    update: Arc<Updater>,
     every: Duration,
     mut registration: watch::Receiver<Registration>,
 ) {
@@ -55,21 +60,9 @@ pub(super) async fn heartbeats(
         return;
     }
     loop {
-        let degraded = ctx
-            .live()
-            .into_iter()
-            .filter(|(_, live)| live.degraded.is_some())
-            .map(|(id, _)| id)
-            .collect();
-        let draining = match ctx.journal.draining().await {
-            Ok(draining) => draining,
-            Err(JournalError::Gone) => return,
-            Err(_) => false,
-        };
-        let args = HeartbeatArgs {
-            version: env!("CARGO_PKG_VERSION").into(),
-            degraded,
-            draining,
+        let args = match beat(&ctx, &update).await {
+            Ok(args) => args,
+            Err(_) => return, // without a journal hostd ends
         };
         match ctx.host.ledger.heartbeat(&args).await {
             Ok(()) => silent = false,
@@ -82,6 +75,52 @@ pub(super) async fn heartbeats(
         }
         let _ = tokio::time::timeout(every, ctx.heartbeat_now.notified()).await; // either way: the next one
     }
+}
+
+/// What a heartbeat says now.
+async fn beat(ctx: &Ctx, update: &Updater) -> Result<HeartbeatArgs, JournalError> {
+    let degraded = ctx
+        .live()
+        .into_iter()
+        .filter(|(_, live)| live.degraded.is_some())
+        .map(|(id, _)| id)
+        .collect();
+    let or_gone = |error| match error {
+        JournalError::Gone => Err(error),
+        _ => Ok(false),
+    };
+    Ok(HeartbeatArgs {
+        version: env!("CARGO_PKG_VERSION").into(),
+        degraded,
+        draining: ctx.journal.draining().await.or_else(or_gone)?,
+        update: update.notice().await,
+    })
+}
+
+/// Tells the ledger at once what the next heartbeat would say: before a reboot there is no other one.
+pub async fn tell_ledger(ctx: &Ctx, update: &Updater) {
+    let told = async {
+        let args = beat(ctx, update).await.map_err(|error| error.to_string())?;
+        let call = ctx.host.ledger.heartbeat(&args);
+        call.await.map_err(|error| error.to_string())
+    };
+    match tokio::time::timeout(TELL, told).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(error, "the ledger doesn't hear of the reboot"),
+        Err(_) => tracing::warn!("the ledger doesn't hear of the reboot: no answer in {TELL:?}"),
+    }
+}
+
+/// Follows the trial of a new image, and `[update] apply`.
+pub(super) async fn updates(ctx: Arc<Ctx>, update: Arc<Updater>) {
+    let vms = || async {
+        ctx.journal
+            .open_records()
+            .await
+            .ok()
+            .map(|records| records.len() as u64)
+    };
+    update.clone().keep(vms, || tell_ledger(&ctx, &update)).await;
 }
 
 /// Lists what bears our names and isn't in the journal (and leaves it alone), and lets unused images go.

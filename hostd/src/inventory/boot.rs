@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Probe, Tree};
 
 const GLOBAL: &str = "8be4df61-93ca-11d2-aa0d-00e098032b8c";
+const BLESSED: &str = "run/systemd/units/invocation:systemd-bless-boot.service";
 const LOADER: &str = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 
 /// How the machine was started.
@@ -42,10 +43,22 @@ pub(super) fn boot(tree: &Tree<'_>) -> Boot {
         secure_boot: flag(tree, "SecureBoot"),
         setup_mode: flag(tree, "SetupMode"),
         event_log_bytes: event_log(tree),
-        on_trial: tree.exists(&format!("sys/firmware/efi/efivars/LoaderBootCountPath-{LOADER}")),
+        on_trial: trial(tree),
         image: image(tree),
         firmware: firmware(tree),
     }
+}
+
+/// Whether this boot's tries were counted, and systemd-bless-boot.service hasn't marked the image good since: systemd keeps
+/// a link for each unit that is active.
+fn trial(tree: &Tree<'_>) -> bool {
+    tree.exists(&format!("sys/firmware/efi/efivars/LoaderBootCountPath-{LOADER}"))
+        && std::fs::symlink_metadata(tree.0.join(BLESSED)).is_err()
+}
+
+/// The same now, below `root`.
+pub(crate) fn on_trial(root: &std::path::Path) -> bool {
+    trial(&Tree(root))
 }
 
 /// A UEFI variable of one byte.

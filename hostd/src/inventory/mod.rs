@@ -9,7 +9,7 @@
 //! What this can't know: whether firmware lies about itself, and whether KVM really runs a guest (the VMM adapters try
 //! that). `/dev/kvm` alone proves nothing (FACTS 1), so `kvm` also needs the CPU's own flag.
 
-mod boot;
+pub(crate) mod boot;
 mod confidential;
 mod cpu;
 mod gpu;

@@ -227,6 +227,27 @@ impl Journal {
         .await
     }
 
+    /// Where the appliance's update is.
+    pub async fn update(&self) -> Result<crate::update::State, JournalError> {
+        let text = self.setting("update").await?.unwrap_or_else(|| "{}".to_owned());
+        serde_json::from_str(&text).map_err(|error| JournalError::Corrupt {
+            what: "update",
+            id: "(none)".into(),
+            why: error.to_string(),
+        })
+    }
+
+    /// Writes down where the appliance's update is.
+    pub async fn set_update(&self, state: &crate::update::State) -> Result<(), JournalError> {
+        let value = Some(serde_json::json!(state).to_string());
+        self.ask(|answer| Request::SetSetting {
+            key: "update",
+            value,
+            answer,
+        })
+        .await
+    }
+
     /// Drains the host, or no more.
     pub async fn set_draining(&self, draining: bool) -> Result<(), JournalError> {
         let value = draining.then(|| "yes".to_owned());

@@ -10,7 +10,7 @@ use toml::{Table, Value};
 use super::settings::{Bond, BondMode, NetworkSettings, Port, Settings, Vlan};
 
 /// Sections that go into hostd.toml as they stand.
-const AS_THEY_ARE: [&str; 5] = ["offering", "names", "endorsements", "vmm", "deadlines"];
+const AS_THEY_ARE: [&str; 6] = ["offering", "names", "endorsements", "vmm", "deadlines", "update"];
 
 /// Where the host's key is.
 pub const HOST_KEY: &str = "/etc/hostd/host.pem";
@@ -82,7 +82,21 @@ impl Settings {
             network.push(("haproxy", table(haproxy)));
         }
         put("network", table(network));
-        put("storage", table(vec![("dir", text("/var/lib/hostd/storage"))]));
+        let images = &file.images;
+        put(
+            "storage",
+            table(vec![
+                ("dir", text("/var/lib/hostd/storage")),
+                (
+                    "allow_schemes",
+                    Value::try_from(&images.allow_schemes).expect("a list of words"),
+                ),
+                (
+                    "allow_private_addresses",
+                    Value::Boolean(images.allow_private_addresses),
+                ),
+            ]),
+        );
         // What the host runs is shown to the ledger by its TPM; the image brings its own reference values.
         let references = list(vec!["/boot/decent-cloud".to_owned()]);
         put(

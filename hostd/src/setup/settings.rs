@@ -15,9 +15,10 @@ use netns::{IfName, Ipv4Net, PortRange, TenantNet};
 use serde::Deserialize;
 
 use crate::config::{
-    Config, DeadlineConfig, EndorsementsConfig, Fault, LibvirtConfig, NamesConfig, OfferingConfig, VmmConfig,
-    line_of, toml_fault,
+    Config, DeadlineConfig, EndorsementsConfig, Fault, LibvirtConfig, NamesConfig, OfferingConfig,
+    UpdateConfig, VmmConfig, line_of, toml_fault,
 };
+use crate::storage::{Scheme, StorageConfig};
 
 /// The largest file that is read, bytes.
 pub const SETTINGS_MAX: usize = 64 * 1024;
@@ -69,6 +70,36 @@ pub struct SettingsFile {
     /// As in hostd.toml.
     #[serde(default)]
     pub deadlines: DeadlineConfig,
+    /// As in hostd.toml.
+    #[serde(default)]
+    pub update: UpdateConfig,
+    /// Where images may come from; the rest of hostd.toml's is the image's own.
+    #[serde(default)]
+    pub images: ImageSettings,
+}
+
+/// `[images]`: where tenants' images may be fetched from, as in hostd.toml's `[storage]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageSettings {
+    /// How.
+    pub allow_schemes: BTreeSet<Scheme>,
+    /// Whether from loopback, private and link-local addresses: a mirror of the provider's own.
+    pub allow_private_addresses: bool,
+}
+
+impl Default for ImageSettings {
+    fn default() -> Self {
+        let StorageConfig {
+            allow_schemes,
+            allow_private_addresses,
+            ..
+        } = StorageConfig::default();
+        Self {
+            allow_schemes,
+            allow_private_addresses,
+        }
+    }
 }
 
 /// `[host]`

@@ -16,6 +16,8 @@
 //! | `POST /v1/power-off` | the machine goes down: every contract ends, every VM stops within its deadline |
 //! | `POST /v1/drain` | takes no new contracts, or takes them again |
 //! | `POST /v1/maintenance` | the same with a reason that is kept, shown and logged |
+//! | `GET /v1/update` | the appliance's image: what runs, what is staged, how the last update ended |
+//! | `POST /v1/update/check`, `stage`, `apply`, `rollback` | the operator's words about updates |
 //! | `GET /v1/money` | escrow, what accrued, balance, reputation |
 //! | `GET /v1/events?after=` | the log's last events |
 //! | `GET /v1/inventory` | the machine |
@@ -30,6 +32,7 @@ mod console;
 pub mod metrics;
 pub mod model;
 pub mod money;
+mod update;
 mod view;
 
 use std::path::Path;
@@ -56,6 +59,7 @@ use crate::inventory::{Inventory, Probe};
 use crate::journal::{JournalError, Maintenance, now_ms};
 use crate::storage::Store;
 use crate::supervisor::{CommandError, Ctx, Handle};
+use crate::update::{UpdateError, Updater};
 use crate::{daemon, doctor};
 
 /// Whether this host and its offering are known to the ledger.
@@ -93,6 +97,8 @@ pub struct App {
     pub accounts: Accounts,
     /// The log's last events.
     pub events: Events,
+    /// Updates of the appliance.
+    pub update: Arc<Updater>,
 }
 
 impl App {
@@ -171,6 +177,20 @@ impl From<JournalError> for ApiError {
     }
 }
 
+impl From<UpdateError> for ApiError {
+    fn from(error: UpdateError) -> Self {
+        let code = match error {
+            UpdateError::Refused(_) => StatusCode::CONFLICT,
+            UpdateError::Slots(_) => StatusCode::BAD_GATEWAY,
+            UpdateError::Journal(error) => return error.into(),
+        };
+        Self {
+            code,
+            text: error.to_string(),
+        }
+    }
+}
+
 impl From<CommandError> for ApiError {
     fn from(error: CommandError) -> Self {
         let code = match error {
@@ -209,6 +229,11 @@ type Shared = State<Arc<App>>;
         power_off,
         drain,
         maintenance,
+        update::status,
+        update::check,
+        update::stage,
+        update::apply,
+        update::rollback,
         money_report,
         events,
         evidence,
@@ -244,6 +269,11 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/power-off", post(power_off))
         .route("/v1/drain", post(drain))
         .route("/v1/maintenance", post(maintenance))
+        .route("/v1/update", get(update::status))
+        .route("/v1/update/check", post(update::check))
+        .route("/v1/update/stage", post(update::stage))
+        .route("/v1/update/apply", post(update::apply))
+        .route("/v1/update/rollback", post(update::rollback))
         .route("/v1/money", get(money_report))
         .route("/v1/events", get(events))
         .route("/v1/inventory", get(inventory))

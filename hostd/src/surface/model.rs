@@ -11,6 +11,7 @@ use crate::inventory::Probe;
 use crate::journal::{Maintenance, Quarantined, Removal, Step, StepLine};
 use crate::names::OwnName;
 use crate::ports::NetCounters;
+use crate::update::{UpdateStatus, Version};
 
 /// The host at a glance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -30,6 +31,9 @@ pub struct Status {
     /// Why it is in maintenance; `None`: it isn't.
     #[serde(default)]
     pub maintenance: Option<Maintenance>,
+    /// The appliance's image and its update; `None`: this isn't the appliance.
+    #[serde(default)]
+    pub update: Option<UpdateStatus>,
     /// The ledger.
     pub ledger: LedgerStatus,
     /// What the host may promise, what is promised, what is left.
@@ -325,6 +329,44 @@ pub struct EventList {
 pub struct MaintenanceRequest {
     /// Why, for the log and for whoever looks: 1–400 characters; `None` ends the maintenance.
     pub reason: Option<String>,
+}
+
+/// `POST /v1/update/stage`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct StageRequest {
+    /// Which version; `None`: the newest.
+    #[schema(value_type = Option<String>)]
+    pub version: Option<Version>,
+    /// Whether it may be older than one that was good here.
+    pub allow_older: bool,
+}
+
+/// `POST /v1/update/apply`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ApplyRequest {
+    /// Whether VMs of contracts may be shut down for it.
+    pub force_with_vms: bool,
+}
+
+/// `POST /v1/update/rollback`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RollbackRequest {
+    /// Why, for the log and for whoever looks: 1–400 characters.
+    pub reason: String,
+    /// Whether VMs of contracts may be shut down for it.
+    #[serde(default)]
+    pub force_with_vms: bool,
+}
+
+/// The version that an order about updates is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Staging {
+    /// Which.
+    #[schema(value_type = String)]
+    pub version: Version,
 }
 
 /// `POST /v1/drain`

@@ -182,6 +182,8 @@ impl App {
             not_ready,
             draining,
             maintenance,
+            // Without it the rest is worth showing all the same.
+            update: self.update.status().await.unwrap_or_default(),
             ledger: LedgerStatus {
                 url: self.config.ledger.url.clone(),
                 canister_id: self.config.ledger.canister_id.clone(),

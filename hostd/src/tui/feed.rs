@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::model::Detail;
 use super::state::{Answer, Event, Order, Wants};
 use crate::cli::client::{Client, ClientError, parse};
-use crate::surface::model::{DrainRequest, EndRequest, EventList, MaintenanceRequest, Status};
+use crate::surface::model::{ApplyRequest, DrainRequest, EndRequest, EventList, MaintenanceRequest, Status};
 
 /// Answers that wait for the screen.
 const EVENTS: usize = 64;
@@ -230,6 +230,7 @@ async fn carry_out(client: Client, mut orders: mpsc::Receiver<Order>, send: mpsc
                 };
                 post(&client, "/v1/maintenance", &request).await
             }
+            Order::ApplyUpdate => post(&client, "/v1/update/apply", &ApplyRequest::default()).await,
             Order::End { id, reason } => {
                 let request = EndRequest {
                     reason: reason.clone(),

@@ -57,10 +57,10 @@ pub const HELP: &[(&str, &str, &str)] = &[
     (
         ":",
         "F2",
-        "a command: drain, drain end, maintenance [end], end CONTRACT, quit",
+        "a command: drain, drain end, maintenance [end], update, end CONTRACT, quit",
     ),
     ("?", "F1", "this page"),
-    ("d m", "", "drain, maintenance"),
+    ("d m u", "", "drain, maintenance, approve the update and reboot"),
     ("q", "F10", "quit"),
 ];
 

@@ -6,6 +6,7 @@ use crate::doctor::{Report, Severity};
 use crate::events::{KEPT, LogEvent};
 use crate::inventory::Inventory;
 use crate::surface::model::{ContractLine, EventList, EvidenceView, Explanation, Money, Status, VmInfo};
+use crate::update::{Outcome, Phase};
 
 /// Everything that the screen is made of. A part is `None` until the daemon has told it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -85,6 +86,18 @@ impl Model {
             for why in &status.not_ready {
                 let meant = status.draining && (why.contains("drains") || why.starts_with("maintenance"));
                 add(if meant { Severity::Warn } else { Severity::Fail }, why.clone());
+            }
+            if let Some(update) = &status.update {
+                match &update.phase {
+                    Phase::Idle => {}
+                    phase => add(
+                        Severity::Info,
+                        format!("update: {}", crate::cli::update::phase(phase)),
+                    ),
+                }
+                if let Some(last) = update.last.as_ref().filter(|last| last.outcome != Outcome::Good) {
+                    add(Severity::Warn, format!("update: {}", last.why));
+                }
             }
             if status.contracts.degraded > 0 {
                 add(

@@ -13,6 +13,8 @@ pub enum Order {
         /// Why.
         reason: Option<String>,
     },
+    /// Reboot into the staged update, if no contract is here.
+    ApplyUpdate,
     /// End a contract.
     End {
         /// Its id.
@@ -32,6 +34,7 @@ impl Order {
                 "maintenance: no new contracts; the reason is in the log".into()
             }
             Self::Maintenance { reason: None } => "maintenance is over".into(),
+            Self::ApplyUpdate => "the machine reboots into the update".into(),
             Self::End { id, .. } => format!("contract {id:.8} is being removed"),
         }
     }
@@ -45,6 +48,9 @@ impl Order {
                 "Maintenance: no new contracts; the reason is logged and shown. Those here go on."
             }
             Self::Maintenance { reason: None } => "End the maintenance: the host takes new contracts again.",
+            Self::ApplyUpdate => {
+                "Approve the update: the machine reboots into it now. Refused while contracts are here."
+            }
             Self::End { .. } => {
                 "End this contract: its VM is stopped, its disk destroyed, the rest of its money refunded. There is no way back."
             }

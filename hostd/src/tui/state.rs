@@ -522,6 +522,7 @@ impl State {
             Key::End | Key::Char('G') => self.step(usize::MAX, true),
             Key::Char('d') => return self.command("drain"),
             Key::Char('m') => return self.command("maintenance"),
+            Key::Char('u') => return self.command("update"),
             _ => {}
         }
         vec![]
@@ -575,6 +576,7 @@ impl State {
             ("maintenance", reason) => Order::Maintenance {
                 reason: Some(reason.to_owned()),
             },
+            ("update", "") => Order::ApplyUpdate,
             ("end", given) => {
                 let open = self.open.clone().filter(|_| given.is_empty());
                 let given = given.to_lowercase();
@@ -624,7 +626,7 @@ impl State {
         };
         let reason = match &order {
             Order::Maintenance { reason: Some(reason) } | Order::End { reason, .. } => reason.is_empty(),
-            Order::Maintenance { reason: None } | Order::Drain { .. } => false,
+            Order::Maintenance { reason: None } | Order::Drain { .. } | Order::ApplyUpdate => false,
         };
         self.mode = Mode::Confirm(Confirm {
             order,
@@ -657,7 +659,7 @@ impl State {
                 match &mut confirm.order {
                     Order::Maintenance { reason } => *reason = Some(text),
                     Order::End { reason, .. } => *reason = text,
-                    Order::Drain { .. } => {}
+                    Order::Drain { .. } | Order::ApplyUpdate => {}
                 }
             }
             self.mode = Mode::Confirm(confirm);

@@ -45,6 +45,7 @@ fn status() -> Status {
         not_ready: vec![],
         draining: false,
         maintenance: None,
+        update: None,
         ledger: LedgerStatus {
             url: "https://ledger.example".into(),
             canister_id: "aaaaa-aa".into(),
@@ -397,6 +398,8 @@ fn an_order_is_given_only_when_the_right_word_is_typed() {
         (":drain\ny\n", vec![]),
         (":drain\nkraken-03\n", vec![Effect::Order(drain.clone())]),
         ("dkraken-03\n", vec![Effect::Order(drain.clone())]),
+        ("u\n", vec![]),
+        ("ukraken-03\n", vec![Effect::Order(Order::ApplyUpdate)]),
         (":drain\nwrong\nkraken-03\n", vec![]), // what was typed wrongly is typed anew
         (":drain\nkraken-03\u{1b}", vec![]),
         (

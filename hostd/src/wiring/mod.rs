@@ -7,6 +7,7 @@ mod ledger;
 mod network;
 mod storage;
 mod tpm;
+mod update;
 
 pub use self::agent::GuestAgent;
 pub use self::devices::Vfio;
@@ -15,6 +16,7 @@ pub use self::ledger::Ledger;
 pub use self::network::TenantNetworks;
 pub use self::storage::Storage;
 pub use self::tpm::tpm;
+pub use self::update::{Places, SystemdSlots};
 
 /// An error with its causes, in one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {

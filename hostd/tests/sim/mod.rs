@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use hostd::allocator::Capacity;
+use hostd::config::UpdateConfig;
 use hostd::config::{Config, DeadlineConfig};
 use hostd::events::Events;
 use hostd::journal::Journal;
@@ -30,6 +31,7 @@ use hostd::supervisor::{Ctx, Handle, NetKeeper, Timing, supervise};
 use hostd::surface::metrics::Metrics;
 use hostd::surface::money::Accounts;
 use hostd::surface::{self, App, Registration};
+use hostd::update::Updater;
 use hostd::vmm::{Vmm, VmmProcess};
 use ledger::api::{Bytes, Contract, ContractId, ContractState};
 use tokio::sync::{Notify, Semaphore, watch};
@@ -465,7 +467,9 @@ pub async fn serve(world: &Arc<World>, life: &Life, started_ms: i64) -> Served {
     });
     let events = Events::default();
     events.add("info", "hostd is up");
+    let update = Updater::new(UpdateConfig::default(), None, life.journal.clone());
     let app = App {
+        update: Arc::new(update),
         ctx: life.ctx.clone(),
         handle: life.handle.clone(),
         config: Config::parse(include_str!("../../hostd.example.toml")).unwrap(),

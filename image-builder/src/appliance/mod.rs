@@ -266,32 +266,6 @@ pub fn build(config: &Config, options: &Options<'_>) -> Result<Built, BuildError
     let names = Names::of(&label);
     // The description goes first and comes back last: with it, the directory holds a whole image.
     remove(&out.join(image::FILE_NAME))?;
-    let (disk_sha256, disk_size) = progress.step("disk: partitions", || {
-        let loader = format!(
-            "default {}_*.efi\ntimeout 3\nconsole-mode keep\neditor no\nsecure-boot-enroll if-safe\n",
-            config.name
-        );
-        // Three tries (Automatic Boot Assessment): the first boot that is good takes the counter away.
-        let uki_path = format!("EFI/Linux/{label}+3-0.efi");
-        let [pk, kek, db] = &variables;
-        let files: [disk::EspFile<'_>; 8] = [
-            ("EFI/BOOT/BOOTX64.EFI", &boot),
-            ("EFI/systemd/systemd-bootx64.efi", &boot),
-            (&uki_path, &uki),
-            ("loader/loader.conf", loader.as_bytes()),
-            ("loader/entries.srel", b"type1\n"),
-            ("loader/keys/auto/PK.auth", &pk.update),
-            ("loader/keys/auto/KEK.auth", &kek.update),
-            ("loader/keys/auto/db.auth", &db.update),
-        ];
-        disk::esp(&job, "esp", config.disk.esp_mib, &hash.hex()[..8], &files)?;
-        disk::assemble(&job, "disk", config.disk, &label, &hash)?;
-        write_file(&out.join(&names.uki), &uki)?;
-        for (from, to) in [("root", &names.root), ("verity", &names.verity)] {
-            move_file(&job.path(from), &out.join(to))?;
-        }
-        compress_disk(&job.path("disk"), &out.join(&names.disk))
-    })?;
     let key_id = uki::reference_key_id(&job, &keys)?;
     let lists = KeyLists {
         pk: &variables[0].list,
@@ -353,6 +327,35 @@ pub fn build(config: &Config, options: &Options<'_>) -> Result<Built, BuildError
             pcr_11,
         });
     }
+    let (disk_sha256, disk_size) = progress.step("disk: partitions", || {
+        let loader = format!(
+            "default {}_*.efi\ntimeout 3\nconsole-mode keep\neditor no\nsecure-boot-enroll if-safe\n",
+            config.name
+        );
+        // Three tries (Automatic Boot Assessment): the first boot that is good takes the counter away.
+        let uki_path = format!("EFI/Linux/{label}+3-0.efi");
+        let [pk, kek, db] = &variables;
+        let references = update::references(out, &profiles).map_err(|source| file("read", out, source))?;
+        let references_path = format!("{REFERENCES}/{}", update::references_name(&label));
+        let files: [disk::EspFile<'_>; 9] = [
+            ("EFI/BOOT/BOOTX64.EFI", &boot),
+            ("EFI/systemd/systemd-bootx64.efi", &boot),
+            (&uki_path, &uki),
+            (&references_path, &references),
+            ("loader/loader.conf", loader.as_bytes()),
+            ("loader/entries.srel", b"type1\n"),
+            ("loader/keys/auto/PK.auth", &pk.update),
+            ("loader/keys/auto/KEK.auth", &kek.update),
+            ("loader/keys/auto/db.auth", &db.update),
+        ];
+        disk::esp(&job, "esp", config.disk.esp_mib, &hash.hex()[..8], &files)?;
+        disk::assemble(&job, "disk", config.disk, &label, &hash)?;
+        write_file(&out.join(&names.uki), &uki)?;
+        for (from, to) in [("root", &names.root), ("verity", &names.verity)] {
+            move_file(&job.path(from), &out.join(to))?;
+        }
+        compress_disk(&job.path("disk"), &out.join(&names.disk))
+    })?;
     let live = if options.live || options.iso {
         let uki = progress.step("live image", || {
             let mut tree = initrd;
@@ -419,6 +422,9 @@ pub fn build(config: &Config, options: &Options<'_>) -> Result<Built, BuildError
         seconds: start.elapsed().as_secs_f64(),
     })
 }
+
+/// Where the signed reference values lie on the ESP: those of the version that runs, and of the one that is tried next.
+const REFERENCES: &str = "decent-cloud";
 
 /// The names of an image's files.
 struct Names {

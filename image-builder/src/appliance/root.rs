@@ -110,6 +110,15 @@ const FILES: &[(&str, u32, &str)] = &[
         0o755,
         include_str!("../../../systemd/lib/console"),
     ),
+    systemd(
+        "usr/lib/systemd/system/decent-cloud-return.service",
+        include_str!("../../../systemd/system/decent-cloud-return.service"),
+    ),
+    (
+        "usr/lib/decent-cloud/return",
+        0o755,
+        include_str!("../../../systemd/lib/return"),
+    ),
     (
         "usr/lib/decent-cloud/healthy",
         0o755,
@@ -143,7 +152,9 @@ const FILES: &[(&str, u32, &str)] = &[
     (
         "etc/fstab",
         0o644,
-        "/dev/mapper/state /var ext4 nodev,nosuid,noexec,x-systemd.device-timeout=0 0 2\n",
+        "/dev/mapper/state /var ext4 nodev,nosuid,noexec,x-systemd.device-timeout=0 0 2\n\
+         # A stick with updates, mounted when somebody looks.\n\
+         LABEL=DC_UPDATE /run/update vfat ro,nodev,nosuid,noexec,noauto,x-systemd.automount,x-systemd.idle-timeout=60s,x-systemd.device-timeout=5s 0 0\n",
     ),
     ("etc/hostname", 0o644, "decent-cloud\n"),
     ("etc/machine-id", 0o444, ""),

@@ -2,7 +2,7 @@
 //!
 //! | file | holds | goes to |
 //! |---|---|---|
-//! | `NAME_VERSION.references.json` | the signed reference values of each trusted profile | hostd's state |
+//! | `NAME_VERSION.references.json` | the signed reference values of each trusted profile | the ESP, `decent-cloud/` |
 //! | `NAME_VERSION_UUID.verity`, `NAME_VERSION_UUID.root` | hash tree and root; the UUID is half of the root hash | the free slot |
 //! | `NAME_VERSION.efi` | the signed kernel image | the ESP, as `NAME_VERSION+3-0.efi` |
 //! | `SHA256SUMS`, `SHA256SUMS.gpg` | the digests of all, and the owner's OpenPGP signature over them | |
@@ -24,7 +24,7 @@ use super::tools::{Job, ToolError, Tools};
 use crate::progress::Progress;
 
 /// What moves one part of a version from the folder to the machine, by file name. `{name}`, `{version}` (the running
-/// one), `{source}`, `{disk}`, `{esp}` and `{references}` are filled in by whoever runs systemd-sysupdate.
+/// one), `{source}`, `{disk}` and `{esp}` are filled in by whoever runs systemd-sysupdate.
 pub const TRANSFERS: [(&str, &str); 4] = [
     (
         "10-references.transfer",
@@ -216,21 +216,7 @@ fn add(
     let [root_uuid, verity_uuid] = RootHash::parse(&image.root_hash)
         .map(|hash| hash.uuids())
         .ok_or_else(|| PublishError::Damaged(from.join(image::FILE_NAME)))?;
-    let mut references = Vec::new();
-    for wanted in image
-        .profiles
-        .iter()
-        .filter_map(|profile| profile.reference.as_ref())
-    {
-        let path = from.join(&wanted.file);
-        let content = fs::read(&path).map_err(|source| file(&path, source))?;
-        let envelope: serde_json::Value = (crate::manifest::sha256(&content) == wanted.sha256)
-            .then(|| serde_json::from_slice(&content).ok())
-            .flatten()
-            .ok_or(PublishError::Damaged(path))?;
-        references.push(envelope);
-    }
-    let references = serde_json::to_vec_pretty(&references).expect("JSON values always serialise");
+    let references = references(from, &image.profiles).map_err(|source| file(from, source))?;
     let mut files = BTreeMap::new();
     let mut put = |name: String, sha256: String| {
         if standing.get(&name).is_some_and(|known| *known != sha256) {
@@ -244,7 +230,7 @@ fn add(
         (&image.root, format!("{label}_{root_uuid}.root")),
         (&image.uki, format!("{label}.efi")),
     ];
-    let references_name = format!("{label}.references.json");
+    let references_name = references_name(&label);
     put(references_name.clone(), crate::manifest::sha256(&references))?;
     for (part, name) in &parts {
         put(name.clone(), part.sha256.clone())?;
@@ -274,6 +260,25 @@ fn add(
             .map_err(|error| file(&to, error))?;
     }
     Ok(files)
+}
+
+/// The name of a version's signed reference values. `label`: `NAME_VERSION`.
+pub fn references_name(label: &str) -> String {
+    format!("{label}.references.json")
+}
+
+/// The signed reference values of the trusted profiles in one file: a JSON array of DSSE envelopes.
+pub fn references(dir: &Path, profiles: &[image::Profile]) -> io::Result<Vec<u8>> {
+    let mut envelopes: Vec<serde_json::Value> = Vec::new();
+    for wanted in profiles.iter().filter_map(|profile| profile.reference.as_ref()) {
+        let content = fs::read(dir.join(&wanted.file))?;
+        if crate::manifest::sha256(&content) != wanted.sha256 {
+            let why = format!("{} is not the file of the build", wanted.file);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        envelopes.push(serde_json::from_slice(&content)?);
+    }
+    Ok(serde_json::to_vec_pretty(&envelopes)?)
 }
 
 /// Signs the job's list.

@@ -25,7 +25,7 @@ fn two_builds_give_the_same_bytes() {
 }
 
 /// Value of a PCR in what the machine reported last.
-fn pcr(report: &str, number: &str) -> String {
+pub(crate) fn pcr(report: &str, number: &str) -> String {
     let start = format!("  PCR {number}  ");
     let value = report.lines().rev().find_map(|line| line.strip_prefix(&start));
     value.unwrap_or_default().trim().to_lowercase()

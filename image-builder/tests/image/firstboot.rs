@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -29,17 +29,8 @@ fn settings_on_the_disk_and_a_delegation_on_a_stick_make_a_host_of_the_ledger() 
     settings.write(&host.machine.disk()).unwrap();
     assert!(holds(&seed_partition(&host.machine.disk()), b"First Boot"));
 
-    let (stick, monitor) = (provider.at("stick"), provider.at("monitor"));
-    fat(&stick, &[]);
-    let extra = [
-        "-device",
-        "qemu-xhci",
-        "-drive",
-        &format!("if=none,id=stick,format=raw,file={}", stick.display()),
-        "-monitor",
-        &format!("unix:{},server=on,wait=off", monitor.display()),
-    ];
-    let mut boot = host.boot_with(&[], &extra.map(str::to_owned));
+    let stick = Stick::new(&provider);
+    let mut boot = host.boot_with(&[], &stick.arguments());
     boot.until(&[&ready]);
     let text = boot.until(&["delegation   missing"]);
     for line in ["settings     here", "10.0.2.77/24"] {
@@ -49,11 +40,7 @@ fn settings_on_the_disk_and_a_delegation_on_a_stick_make_a_host_of_the_ledger() 
     let wiped = seed_partition(&host.machine.disk());
     assert!(!holds(&wiped, b"First Boot"), "the seed partition wasn't wiped");
 
-    fat(&stick, &provider.delegation(&mut boot));
-    let mut monitor = UnixStream::connect(monitor).unwrap();
-    monitor
-        .write_all(b"device_add usb-storage,drive=stick\n")
-        .unwrap();
+    stick.put_in(&provider.delegation(&mut boot));
     let principal = boot.principal();
     let ours = |hosts: &serde_json::Value| {
         hosts
@@ -114,6 +101,44 @@ fn seed_partition(disk: &Path) -> Vec<u8> {
 
 fn holds(content: &[u8], text: &[u8]) -> bool {
     content.windows(text.len()).any(|part| part == text)
+}
+
+/// A stick that is put into a running machine.
+pub(crate) struct Stick {
+    file: PathBuf,
+    monitor: PathBuf,
+}
+
+impl Stick {
+    /// Of this provider, not put in yet.
+    pub(crate) fn new(provider: &Provider) -> Self {
+        let (file, monitor) = (provider.at("stick"), provider.at("monitor"));
+        fat(&file, &[]);
+        Self { file, monitor }
+    }
+
+    /// What QEMU must know of it.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        [
+            "-device",
+            "qemu-xhci",
+            "-drive",
+            &format!("if=none,id=pocket,format=raw,file={}", self.file.display()),
+            "-monitor",
+            &format!("unix:{},server=on,wait=off", self.monitor.display()),
+        ]
+        .map(str::to_owned)
+        .into()
+    }
+
+    /// Writes the delegation and puts the stick in.
+    pub(crate) fn put_in(&self, delegation: &[u8]) {
+        fat(&self.file, delegation);
+        let mut monitor = UnixStream::connect(&self.monitor).unwrap();
+        monitor
+            .write_all(b"device_add usb-storage,drive=pocket\n")
+            .unwrap();
+    }
 }
 
 /// A medium with a delegation.

@@ -136,10 +136,13 @@ impl Provider {
     /// provider-seed.toml for a host of this name; `more` goes into `[ledger]`.
     pub(crate) fn settings(&self, name: &str, more: &str) -> String {
         let ledger = &self.ledger;
+        // An image is good without a ledger where there is none.
+        let offline = self.node.is_none();
         format!(
             "version = 1\n[host]\nname = \"{name}\"\n[ledger]\n{ledger}{more}\n[network]\naddresses = [\"10.0.2.77/24\"]\n\
              gateways = [\"10.0.2.2\"]\npublic_ip4 = \"203.0.113.1\"\n[offering]\ntitle = \"Test\"\nregion = \"eu-ch\"\n\
-             [offering.prices]\nvm_hour = 1\nvcpu_hour = 1\nmemory_gib_hour = 1\nstorage_gib_hour = 1\n"
+             [offering.prices]\nvm_hour = 1\nvcpu_hour = 1\nmemory_gib_hour = 1\nstorage_gib_hour = 1\n\
+             [update]\noffline = {offline}\n"
         )
     }
 

@@ -2,14 +2,21 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use image_builder::appliance::image::Image;
 use image_builder::appliance::keys::Keys;
 use image_builder::appliance::tools::{self, Tools};
 use image_builder::appliance::update::{self, PublishError};
 use image_builder::apt::Apt;
 use image_builder::progress::Progress;
 
-use crate::machine::{image, named};
+use crate::boot::pcr;
+use crate::firstboot::Stick;
+use crate::machine::{Host, alone, image, named};
+use crate::provider::Provider;
 
 fn build_tools() -> Tools {
     let apt = Apt {
@@ -26,9 +33,8 @@ fn a_folder_of_updates_grows_and_what_its_owner_did_not_sign_is_refused() {
     let tools = build_tools();
     let scratch = tempfile::tempdir().unwrap();
     let folder = scratch.path().join("updates");
-    let publish = |from: &std::path::Path| {
-        update::publish(&[from.to_owned()], &folder, &keys, &tools, &Progress::quiet())
-    };
+    let publish =
+        |from: &Path| update::publish(&[from.to_owned()], &folder, &keys, &tools, &Progress::quiet());
     let first = publish(&dir).unwrap();
     assert_eq!(first.versions, std::slice::from_ref(&image.image_version));
     assert_eq!(first.files.len(), 4);
@@ -56,4 +62,146 @@ fn a_folder_of_updates_grows_and_what_its_owner_did_not_sign_is_refused() {
         matches!(refused, Err(PublishError::Foreign { .. })),
         "{refused:?}"
     );
+}
+
+/// Makes a stick with the folder as `good`, and with its list but another signature's beginning as `bad`.
+fn stick(tools: &Tools, folder: &Path, to: &Path) {
+    let job = tools.job().unwrap();
+    let disk = File::create(job.path("stick")).unwrap();
+    disk.set_len(600 << 20).unwrap();
+    job.run("mkfs.vfat", ["-n", "DC_UPDATE", "stick"]).unwrap();
+    job.run("mmd", ["-i", "stick", "::/good", "::/bad"]).unwrap();
+    for file in fs::read_dir(folder).unwrap().flatten() {
+        let name = file.file_name().into_string().unwrap();
+        fs::copy(file.path(), job.path("file")).unwrap();
+        job.run("mcopy", ["-i", "stick", "file", &format!("::/good/{name}")])
+            .unwrap();
+        if name == "SHA256SUMS" {
+            let mut content = fs::read(file.path()).unwrap();
+            content[0] ^= 1;
+            fs::write(job.path("file"), content).unwrap();
+        }
+        if name.starts_with("SHA256SUMS") {
+            job.run("mcopy", ["-i", "stick", "file", &format!("::/bad/{name}")])
+                .unwrap();
+        }
+    }
+    fs::rename(job.path("stick"), to).unwrap();
+}
+
+/// What the machine's operator does, by the version that runs.
+const OPERATOR: &str = r#"#!/bin/sh
+exec >/dev/ttyS1 2>&1
+. /usr/lib/os-release
+until hostd update status; do sleep 3; done
+if [ "$IMAGE_VERSION" = OLD ]; then
+  mkdir -p /var/lib/test
+  if [ ! -e /var/lib/test/tried ]; then
+    ln -sfn /run/update/bad /run/test-source
+    hostd update check && echo "OPERATOR took a bad signature"
+  elif [ ! -e /var/lib/test/again ]; then
+    touch /var/lib/test/again
+    sync
+    hostd update status | grep RETURNED && echo "OPERATOR is back"
+    exit 0
+  fi
+  touch /var/lib/test/tried
+  ln -sfn /run/update/good /run/test-source
+  until hostd update stage NEW; do sleep 3; done
+  hostd update apply --yes
+else
+  ln -sfn /run/update/good /run/test-source
+  until hostd update status | grep "NEW good"; do sleep 3; done
+  hostd update stage OLD
+  echo "OPERATOR is done"
+fi
+"#;
+
+/// Goal: B doesn't prove itself, and A comes back and says so; mended, B is tried again, proves itself, and measures what
+/// was predicted; bad signatures and older versions are refused on the way. Method: an operator's script inside, and a
+/// unit that lets B's check fail, come by SMBIOS; updates come on a stick.
+#[test]
+fn a_machine_returns_from_a_broken_version_and_keeps_a_good_one() {
+    let _alone = alone();
+    let (dir, old) = image();
+    let next_dir = named("DC_IMAGE_NEXT");
+    let next = Image::read(&next_dir).unwrap();
+    let keys = Keys::read(&named("DC_KEYS")).unwrap();
+    let tools = build_tools();
+    let mut host = Host::new(&dir, &old);
+    let folder = host.dir.path().join("updates");
+    let images = [dir, next_dir];
+    update::publish(&images, &folder, &keys, &tools, &Progress::quiet()).unwrap();
+    let disk = host.dir.path().join("stick");
+    stick(&tools, &folder, &disk);
+    fs::remove_dir_all(&folder).unwrap();
+
+    let script = OPERATOR
+        .replace("OLD", &old.image_version)
+        .replace("NEW", &next.image_version);
+    let script = format!("f+~ /run/operator 0700 root root - {}\n", STANDARD.encode(script));
+    let credential = |name: &str, text: &str| {
+        let text = STANDARD.encode(text);
+        [
+            "-smbios".to_owned(),
+            format!("type=11,value=io.systemd.credential.binary:{name}={text}"),
+        ]
+    };
+    let drive = format!("file={},format=raw,if=none,id=stick,readonly=on", disk.display());
+    let mut extra = ["-drive", &drive, "-device", "virtio-blk-pci,drive=stick"]
+        .map(str::to_owned)
+        .to_vec();
+    // The settings, with a stick for the delegation.
+    let provider = Provider::without_ledger();
+    let settings = provider.settings("under-test", "") + "source = \"/run/test-source\"\n";
+    fs::write(provider.at("seed"), settings).unwrap();
+    let seed = provider.at("seed");
+    let seed = format!(
+        "name=opt/io.systemd.credentials/provider-seed,file={}",
+        seed.display()
+    );
+    extra.extend(["-fw_cfg".to_owned(), seed]);
+    let imports = "io.systemd.stub.kernel-cmdline-extra=systemd.import_credentials=yes";
+    extra.extend(["-smbios".to_owned(), format!("type=11,value={imports}")]);
+    extra.extend(credential("tmpfiles.extra", &script));
+    extra.extend(credential(
+        "systemd.extra-unit.operator.service",
+        "[Unit]\nAfter=multi-user.target\n[Service]\nType=exec\nExecStart=/bin/sh /run/operator\n",
+    ));
+    extra.extend(credential(
+        "systemd.unit-dropin.multi-user.target",
+        "[Unit]\nWants=operator.service\n",
+    ));
+    let broken = format!(
+        "[Service]\nExecStartPre=/bin/sh -c '. /usr/lib/os-release; [ $IMAGE_VERSION != {} ]'\n",
+        next.image_version
+    );
+    let sabotage = credential("systemd.unit-dropin.decent-cloud-healthy.service", &broken);
+
+    let pocket = Stick::new(&provider);
+    extra.extend(pocket.arguments());
+    let mut boot = host.boot_with(&[], &[extra.clone(), sabotage.to_vec()].concat());
+    pocket.put_in(&provider.delegation(&mut boot));
+    let text = boot.until(&["OPERATOR is back", "OPERATOR took", "OPERATOR is done"]);
+    let refused = "isn't signed with the key that this image trusts";
+    for line in [
+        "OPERATOR is back",
+        refused,
+        "did not prove itself: the machine reboots",
+    ] {
+        assert!(text.contains(line), "no {line:?} in\n{text}");
+    }
+    drop(boot);
+
+    let mut boot = host.boot_with(&[], &extra);
+    let text = boot.until(&["OPERATOR is done"]);
+    let ready = format!("READY {} {}", next.name, next.image_version);
+    let older = format!("{} is older than {}", old.image_version, next.image_version);
+    for line in [&ready, &older] {
+        assert!(text.contains(line), "no {line:?} in\n{text}");
+    }
+    let report = boot.report();
+    assert_eq!(pcr(&report, "4"), next.pcr_4);
+    assert_eq!(pcr(&report, "7"), next.pcr_7);
+    assert!(next.profiles[0].pcr_11.contains(&pcr(&report, "11")));
 }

@@ -64,6 +64,7 @@ pub use market::{
 };
 pub use registry::{
     HeartbeatArgs, HostDelegation, HostEvidenceArgs, HostInfo, HostStatement, HostVerified, ProviderProfile,
+    UpdateNotice,
 };
 pub use reward::{CheckIn, Payout, PenaliseArgs, Penalty, Rewards, Ticked};
 

@@ -89,6 +89,8 @@ pub struct HostInfo {
     pub verified: Option<HostVerified>,
     /// Why its last evidence was refused.
     pub refusals: Vec<String>,
+    /// Its image, and when it may be away for the next one.
+    pub update: Option<UpdateNotice>,
 }
 
 impl HostInfo {
@@ -110,4 +112,20 @@ pub struct HeartbeatArgs {
     pub degraded: Vec<ContractId>,
     /// No new contracts, please (an operator drains the host).
     pub draining: bool,
+    /// What becomes of the host's image; `None`: its system isn't updated by hostd.
+    #[serde(default)]
+    pub update: Option<UpdateNotice>,
+}
+
+/// A host's image, and when the host may be away for the next one. A reboot ends the contracts that are there.
+#[derive(Clone, Debug, PartialEq, Eq, CandidType, Serialize, Deserialize)]
+pub struct UpdateNotice {
+    /// The version that runs, 1–64 characters.
+    pub running: String,
+    /// The version that the next boot tries, if one is there.
+    pub next: Option<String>,
+    /// From when on the host may reboot into it, by the host's clock; `None`: not while contracts are here.
+    pub away_from: Option<TimeNs>,
+    /// The version that was tried last and didn't prove itself, so that the host returned to `running`.
+    pub returned: Option<String>,
 }

@@ -146,5 +146,6 @@ fn info(id: Principal, host: &Host) -> HostInfo {
         attestation_key: host.attestation_key,
         verified: host.verified.clone(),
         refusals: host.refusals.clone(),
+        update: host.update.clone(),
     }
 }

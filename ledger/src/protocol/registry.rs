@@ -152,6 +152,7 @@ impl Txn<'_> {
                 version: String::new(),
                 degraded: Default::default(),
                 heard_at: self.now,
+                update: None,
                 offering: None,
                 attestation_key: statement.attestation_key,
                 nonce: None,
@@ -173,7 +174,18 @@ impl Txn<'_> {
         for id in &args.degraded {
             self.record_of_host(caller, id)?;
         }
+        if let Some(update) = &args.update {
+            let versions = [
+                Some(&update.running),
+                update.next.as_ref(),
+                update.returned.as_ref(),
+            ];
+            for version in versions.into_iter().flatten() {
+                text::words(version, 1, 64).map_err(|why| invalid("update", why))?;
+            }
+        }
         let new = Host {
+            update: args.update.clone(),
             draining: args.draining,
             version: args.version.clone(),
             degraded: args.degraded.iter().copied().collect(),

@@ -12,7 +12,7 @@ use super::genesis::{Genesis, GenesisError};
 use super::txn::{Changes, Txn, account, not_allowed};
 use crate::api::{
     Amount, Contract, ContractId, ContractState, Digest32, EvidenceRecord, HostVerified, LedgerError,
-    OfferingId, OfferingSpec, Penalty, ProviderProfile, Reputation, Ticked, TimeNs, TpmName,
+    OfferingId, OfferingSpec, Penalty, ProviderProfile, Reputation, Ticked, TimeNs, TpmName, UpdateNotice,
 };
 
 /// A provider [5.1].
@@ -31,6 +31,8 @@ pub(super) struct Host {
     pub(super) version: String,
     pub(super) degraded: BTreeSet<ContractId>,
     pub(super) heard_at: TimeNs,
+    #[serde(default)]
+    pub(super) update: Option<UpdateNotice>,
     pub(super) offering: Option<OfferingId>,
     pub(super) attestation_key: Option<TpmName>,
     /// The nonce that its next evidence must be bound to.

@@ -8,6 +8,7 @@ use super::parts::{dct, heading, probe, rows, severity, since};
 use crate::inventory::{Probe, Readiness};
 use crate::tui::state::State;
 use crate::tui::theme::Theme;
+use crate::update::Phase;
 
 pub(super) fn text(state: &State, theme: &Theme, columns: usize) -> Vec<Line<'static>> {
     let mut lines = vec![heading("Alerts", theme, columns)];
@@ -65,6 +66,13 @@ fn actions(state: &State, theme: &Theme, columns: usize) -> Vec<Line<'static>> {
             plain,
             columns,
         ));
+    }
+    if let Some(update) = status.and_then(|status| status.update.as_ref()) {
+        let text = match &update.phase {
+            Phase::Staged { version, .. } => format!("approve the update to {version}: reboot into it"),
+            _ => "approve an update, once one is staged (hostd update stage)".to_owned(),
+        };
+        lines.extend(rows("u", &text, plain, columns));
     }
     lines.extend(rows(
         ":",

@@ -311,6 +311,7 @@ fn a_drained_host_takes_no_extension() {
         version: "1".into(),
         degraded: vec![id],
         draining: true,
+        update: None,
     };
     world.ok(world.host, Command::Heartbeat(beat));
     let extend = ExtendArgs {

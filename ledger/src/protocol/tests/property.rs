@@ -227,6 +227,7 @@ fn run(world: &mut World, contracts: &mut Vec<ContractId>, step: &Step) {
                 version: "1".into(),
                 degraded: Vec::new(),
                 draining: *draining,
+                update: None,
             };
             world.ok(world.host, Command::Heartbeat(beat));
         }

@@ -207,6 +207,7 @@ fn heartbeats_that_say_nothing_new_make_a_block_a_minute() {
         version: "1.0".into(),
         degraded: vec![],
         draining: false,
+        update: None,
     };
     world.ok(world.host, Command::Heartbeat(beat.clone()));
     for _ in 0..5 {
@@ -217,6 +218,28 @@ fn heartbeats_that_say_nothing_new_make_a_block_a_minute() {
     let height = world.state.height();
     world.ok(world.host, Command::Heartbeat(beat.clone()));
     assert_eq!(world.state.height(), height + 1);
+    let notice = UpdateNotice {
+        running: "0.1.0".into(),
+        next: Some("0.2.0".into()),
+        away_from: Some(7 * SECOND),
+        returned: None,
+    };
+    let update = |update: UpdateNotice| {
+        Command::Heartbeat(HeartbeatArgs {
+            update: Some(update),
+            ..beat.clone()
+        })
+    };
+    world.ok(world.host, update(notice.clone()));
+    let info = world.state.host_info(&world.host).unwrap();
+    assert_eq!((info.update, info.draining), (Some(notice.clone()), false));
+    for bad in ["", "a\nb", &"1".repeat(65)] {
+        let notice = UpdateNotice {
+            returned: Some(bad.into()),
+            ..notice.clone()
+        };
+        world.refused(world.host, update(notice), "update");
+    }
     world.refused(world.other, Command::Heartbeat(beat.clone()), "registered host");
     let foreign = HeartbeatArgs {
         degraded: vec![Digest32::from_slice(&[1; 32]).unwrap()],
