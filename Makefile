@@ -57,17 +57,19 @@ appliance: build ## build the provider's image, with hostd of profile `appliance
 	$(BIN)/image-builder build --config image-builder/appliance/image.toml --cache $(BUILD)/cache \
 	  --hostd $(CARGO_TARGET_DIR)/appliance/hostd --keys $(BUILD)/keys --out $(BUILD)/appliance
 
-# hostd as it was built for the other tests, without its debug information.
+# hostd as it was built for the other tests, without its debug information; with Cloud Hypervisor if HOSTD_CLOUD_HYPERVISOR
+# names it.
 test-image: build ## build the provider's image twice and its successor, boot and update it: firmware, TPM, secure boot
 	mkdir -p $(BUILD)/test-image
 	strip -o $(BUILD)/test-image/hostd $(BIN)/hostd
 	[ -e $(BUILD)/test-image/keys/update.key ] || $(BIN)/image-builder keys --dir $(BUILD)/test-image/keys --cache $(BUILD)/cache
-	for out in first second; do $(BIN)/image-builder build --config image-builder/appliance/image.toml \
-	  --cache $(BUILD)/cache --hostd $(BUILD)/test-image/hostd --keys $(BUILD)/test-image/keys \
-	  --out $(BUILD)/test-image/$$out; done
-	sed -e 's/^version = .*/version = "0.2.0"/' -e 's,"\.\./\.\./,"$(CURDIR)/,' image-builder/appliance/image.toml > $(BUILD)/test-image/next.toml
-	$(BIN)/image-builder build --config $(BUILD)/test-image/next.toml \
-	  --cache $(BUILD)/cache --hostd $(BUILD)/test-image/hostd --keys $(BUILD)/test-image/keys --out $(BUILD)/test-image/next
+	{ sed 's,"\.\./\.\./,"$(CURDIR)/,' image-builder/appliance/image.toml; [ -z "$$HOSTD_CLOUD_HYPERVISOR" ] || \
+	  printf '\n[[program]]\npath = "%s"\nsha256 = "%s"\nto = "usr/bin/cloud-hypervisor"\n' \
+	  "$$HOSTD_CLOUD_HYPERVISOR" "$$(sha256sum "$$HOSTD_CLOUD_HYPERVISOR" | cut -d' ' -f1)"; } >$(BUILD)/test-image/image.toml
+	sed 's/^version = .*/version = "0.2.0"/' $(BUILD)/test-image/image.toml >$(BUILD)/test-image/next.toml
+	build() { $(BIN)/image-builder build --config $(BUILD)/test-image/$$1.toml --cache $(BUILD)/cache \
+	  --hostd $(BUILD)/test-image/hostd --keys $(BUILD)/test-image/keys --out $(BUILD)/test-image/$$2 $$3; }; \
+	build image first --iso && build image second --iso && build next next
 	DC_IMAGE=$(BUILD)/test-image/first DC_IMAGE_AGAIN=$(BUILD)/test-image/second DC_KEYS=$(BUILD)/test-image/keys DC_IMAGE_NEXT=$(BUILD)/test-image/next IMAGE_BUILDER_CACHE=$(BUILD)/cache \
 	  DC_DECENT=$(BIN)/decent DC_LEDGERD=$(BIN)/ledgerd \
 	  $(CARGO) nextest run -p image-builder --features boot-image -j 1 --no-fail-fast -E 'binary(/^image$$/)'

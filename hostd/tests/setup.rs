@@ -359,6 +359,47 @@ fn only_a_delegation_for_this_host_and_ledger_counts_and_later_only_the_same_pro
     assert_eq!(fs::read(&path).unwrap(), later);
 }
 
+/// Goal: after the board was replaced the machine is a new host without anybody logging in, and with its own board again the
+/// old one. Method: the same folder with another TPM, and back; killed at each moment of the change.
+#[test]
+fn another_tpm_makes_another_host_and_the_own_one_the_same_again() {
+    for moment in 1.. {
+        let mut machine = Machine::new();
+        machine.medium(PARTITION, &[("provider-seed.toml", settings().as_bytes())]);
+        let host = machine.setup(&[]).principal.unwrap();
+        machine.medium(
+            STICK,
+            &[("delegation", &delegation(&new_key(), &host, LEDGER, YEAR))],
+        );
+        assert_eq!(machine.setup(&[]).stage, Stage::Ready);
+
+        let other = machine.dir.path().join("other");
+        fs::create_dir(&other).unwrap();
+        let own = std::mem::replace(&mut machine.tpm, Swtpm::start(&other));
+        let cut = machine
+            .command(&[])
+            .env("HOSTD_DIE_AT_POINT", moment.to_string())
+            .output()
+            .unwrap();
+        let changed = machine.setup(&[]);
+        assert_eq!(
+            (changed.stage, changed.faults.len()),
+            (Stage::NoDelegation, 0),
+            "{changed:?}"
+        );
+        assert_ne!(changed.principal.as_deref(), Some(host.as_str()));
+        assert!(!machine.at("etc/hostd/hostd.toml").exists(), "hostd would start");
+
+        machine.tpm = own;
+        let back = machine.setup(&[]);
+        assert_eq!((back.stage, back.principal), (Stage::Ready, Some(host)));
+        if cut.status.code().is_some() {
+            assert!(moment > 3, "only {moment} moments");
+            break;
+        }
+    }
+}
+
 /// Goal: whenever the power goes, the next boot ends where an undisturbed one ends, and the medium is wiped. Method: killed
 /// at each of the program's moments, started again.
 #[test]

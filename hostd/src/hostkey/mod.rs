@@ -53,6 +53,16 @@ pub enum HostKeyError {
     NoTpmSupport(PathBuf),
 }
 
+impl HostKeyError {
+    /// Whether the key is one of another TPM, and no other trouble stands in the way.
+    pub fn is_foreign(&self) -> bool {
+        #[cfg(feature = "tpm")]
+        return matches!(self, Self::Tpm(tpm::TpmKeyError::Foreign(_)));
+        #[cfg(not(feature = "tpm"))]
+        return false;
+    }
+}
+
 /// The key of the file `path`; one of a TPM's is loaded into the TPM that tpm2-tss calls `tcti`.
 pub fn read(path: &Path, tcti: &str) -> Result<Key, HostKeyError> {
     let failed = |source| HostKeyError::File {

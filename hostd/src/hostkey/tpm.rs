@@ -23,6 +23,7 @@ use ic_agent::{Identity, Signature as IcSignature};
 use ledger::client::{Key, KeyError};
 use sha2::{Digest as _, Sha256};
 use tss_esapi::attributes::ObjectAttributesBuilder;
+use tss_esapi::constants::response_code::Tss2ResponseCodeKind;
 use tss_esapi::constants::tss::{TPM2_RH_NULL, TPM2_ST_HASHCHECK};
 use tss_esapi::handles::KeyHandle;
 use tss_esapi::interface_types::algorithm::{HashingAlgorithm, PublicAlgorithm};
@@ -257,7 +258,16 @@ impl TpmKey {
             context.load(parent, self.private.clone(), self.public.clone())
         });
         command("forget a key", context.flush_context(parent.into()))?;
-        let key = loaded.map_err(TpmKeyError::Foreign)?;
+        let key = loaded.map_err(|source| match source {
+            // A blob that its parent, derived from this TPM's seed, didn't seal (TPM 2.0 part 3, TPM2_Load).
+            tss_esapi::Error::Tss2Error(code) if code.kind() == Some(Tss2ResponseCodeKind::Integrity) => {
+                TpmKeyError::Foreign(source)
+            }
+            source => TpmKeyError::Command {
+                what: "load the host's key",
+                source,
+            },
+        })?;
         Ok(Loaded { context, key })
     }
 }

@@ -41,6 +41,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use candid::Principal;
 use ledger::api::HostDelegation;
+use ledger::client::Key;
 use ledger::crypto;
 use netns::IfName;
 use serde::{Deserialize, Serialize};
@@ -49,8 +50,13 @@ use sha2::{Digest, Sha256};
 use self::settings::{Port, SETTINGS_MAX, Settings};
 use self::source::{DELEGATION_FILE, ORDER, Place, SETTINGS_FILE};
 use crate::config::{Fault, render as render_fault};
-use crate::hostkey;
+use crate::hostkey::{self, HostKeyError};
 use crate::wiring::chain;
+
+/// The largest key file.
+const KEY_MAX: usize = 16 * 1024;
+/// How the names of keys of other TPMs begin.
+const KEPT: &str = "host-of-another-tpm-";
 
 /// How it is done.
 #[derive(Clone, Debug)]
@@ -190,6 +196,25 @@ fn make_dir(path: &Path, mode: u32) -> Result<(), SetupError> {
     })
 }
 
+fn rename(from: &Path, to: &Path) -> Result<(), SetupError> {
+    write::rename(from, to).map_err(|source| SetupError::File {
+        what: "rename",
+        path: from.to_owned(),
+        source,
+    })
+}
+
+fn remove(path: &Path) -> Result<(), SetupError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(SetupError::File {
+            what: "remove",
+            path: path.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
 fn get(path: &Path, max: usize) -> Result<Option<Vec<u8>>, SetupError> {
     source::bounded(path, max as u64).map_err(|source| SetupError::File {
         what: "read",
@@ -216,7 +241,7 @@ impl Setup<'_> {
     async fn work(&mut self) -> Result<(), SetupError> {
         make_dir(&self.etc(""), 0o750)?;
         // First: whoever brings nothing else still needs to know who this host is.
-        let host = match hostkey::read_or_create(&self.etc("host.pem"), &self.options.tpm) {
+        let host = match self.key()? {
             Ok(key) => Some(key.principal()),
             Err(error) => {
                 self.fault(chain(&error));
@@ -251,6 +276,40 @@ impl Setup<'_> {
             self.report.stage = Stage::Ready;
         }
         Ok(())
+    }
+
+    /// The host's key. A key of another TPM (the board was replaced, and the disk opened by its recovery key) is of no use
+    /// here, and nobody can log in and take it away: it is kept beside, for the day that its TPM comes back.
+    fn key(&mut self) -> Result<Result<Key, HostKeyError>, SetupError> {
+        let (path, tpm) = (self.etc("host.pem"), &self.options.tpm);
+        if path.exists() {
+            match hostkey::read(&path, tpm) {
+                Err(error) if error.is_foreign() => {}
+                key => return Ok(key),
+            }
+            let pem = get(&path, KEY_MAX)?.unwrap_or_default();
+            let kept = self.etc(&format!("{KEPT}{}.pem", &hex::encode(Sha256::digest(&pem))[..16]));
+            // First: hostd can't run with a delegation for another key.
+            remove(&self.etc("hostd.toml"))?;
+            rename(&path, &kept)?;
+            self.done(format!(
+                "kept {}, a key of another TPM: was the board replaced?",
+                kept.display()
+            ));
+        }
+        let mut kept = entries(&self.etc(""));
+        kept.retain(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with(KEPT))
+        });
+        if let Some(ours) = kept
+            .iter()
+            .find(|kept| hostkey::read(kept, &self.options.tpm).is_ok())
+        {
+            rename(ours, &path)?;
+            self.done(format!("took {} back: its TPM is here again", ours.display()));
+        }
+        Ok(hostkey::read_or_create(&path, &self.options.tpm))
     }
 
     /// Writes what isn't there yet as it should be; says whether it was.

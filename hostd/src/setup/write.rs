@@ -26,7 +26,13 @@ pub(crate) fn file(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     file.sync_all()?;
     drop(file);
     point();
-    fs::rename(&beside, path)?;
+    rename(&beside, path)
+}
+
+/// Gives a file another name in its folder.
+pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    let folder = to.parent().ok_or(io::ErrorKind::InvalidInput)?;
     File::open(folder)?.sync_all()?;
     point();
     Ok(())

@@ -142,6 +142,20 @@ pub fn cut(root: &Tree, modules: &[String], load: &[ModuleName]) -> Result<Tree,
     Ok(tree)
 }
 
+/// Puts the whole root, an erofs, into the initrd of a live image.
+pub fn add_root(tree: &mut Tree, root: Vec<u8>) -> Result<(), TreeError> {
+    tree.add_file("root.erofs", 0o444, root)?;
+    tree.add_file(
+        "etc/systemd/system/sysroot.mount",
+        0o644,
+        super::root::LIVE_SYSROOT,
+    )?;
+    tree.symlink(
+        "etc/systemd/system/initrd-root-fs.target.requires/sysroot.mount",
+        "../sysroot.mount",
+    )
+}
+
 fn take(root: &Tree, tree: &mut Tree, path: &str) -> Result<(), InitrdError> {
     let node = root
         .get(path)

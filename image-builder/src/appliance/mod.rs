@@ -360,8 +360,7 @@ pub fn build(config: &Config, options: &Options<'_>) -> Result<Built, BuildError
         let uki = progress.step("live image", || {
             let mut tree = initrd;
             let root = read(&out.join(&names.root))?;
-            tree.add_file("root.erofs", 0o444, root)
-                .map_err(|e| BuildError::Tree("the root", e))?;
+            initrd::add_root(&mut tree, root).map_err(|e| BuildError::Tree("the root", e))?;
             // Most of it is the root, which is compressed already.
             let archive = cpio::zstd(&cpio::write(&tree, 0), 3)
                 .map_err(|source| file("compress", Path::new("the live image"), source))?;

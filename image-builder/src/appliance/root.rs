@@ -162,6 +162,8 @@ const FILES: &[(&str, u32, &str)] = &[
 
 /// In the initrd, what stands in for the unit of the same name.
 pub const INITRD_EMERGENCY: &str = include_str!("../../../systemd/initrd/emergency.service");
+/// In the initrd of a live image.
+pub const LIVE_SYSROOT: &str = include_str!("../../../systemd/initrd/sysroot.mount");
 
 const fn systemd(path: &'static str, content: &'static str) -> (&'static str, u32, &'static str) {
     (path, 0o644, content)

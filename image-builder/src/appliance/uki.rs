@@ -41,7 +41,7 @@ pub fn live_entries(config: &Config) -> Vec<Entry> {
         id: profile.name.to_string(),
         title: format!("{} (live)", profile.title),
         cmdline: format!(
-            "{} root=/root.erofs rootfstype=erofs rootflags=loop,ro fstab=no luks=no systemd.mount-extra=tmpfs:/var:tmpfs:mode=0755 \
+            "{} root=/root.erofs fstab=no luks=no systemd.mount-extra=tmpfs:/var:tmpfs:mode=0755 \
              systemd.mask=systemd-repart.service",
             profile.cmdline
         ),

@@ -73,6 +73,7 @@ fn a_blank_machine_becomes_a_host_and_keeps_its_state_for_itself() {
     }
     let text = boot.until(&["good since this boot"]);
     let key = recovery_key(&text).unwrap_or_else(|| panic!("no recovery key in\n{text}"));
+    let first_principal = boot.principal();
     let provider = Provider::without_ledger();
     let delegation = STANDARD.encode(provider.delegation(&mut boot));
     let settings = provider.settings("under-test", &format!("delegation = \"{delegation}\""));
@@ -124,6 +125,9 @@ fn a_blank_machine_becomes_a_host_and_keeps_its_state_for_itself() {
     boot.type_keys(&format!("{key}\r"));
     let text = boot.until(&[&ready]);
     assert!(text.contains("state        open"), "{text}");
+    // To the ledger this is another host: its key stayed in the other TPM. It waits for its provider's word.
+    boot.until(&["delegation   missing"]);
+    assert_ne!(boot.principal(), first_principal);
     drop(boot);
     own_tpm_back();
 }
@@ -135,6 +139,37 @@ fn recovery_key(text: &str) -> Option<String> {
         groups.len() == 8 && groups.iter().all(|group| group.len() == 8)
     };
     text.lines().map(str::trim).find(is_key).map(str::to_owned)
+}
+
+/// The whole system in memory, from a disc: the machine's own disk stays as it is.
+#[test]
+fn the_iso_boots_to_ready_and_leaves_the_disk_alone() {
+    let _alone = alone();
+    let (dir, image) = image();
+    let mut host = Host::new(&dir, &image);
+    let before = host.partitions();
+    let iso = dir.join(&image.iso.as_ref().expect("built with --iso").file);
+    let iso = fs::canonicalize(iso).unwrap();
+    let extra = [
+        "-drive",
+        &format!(
+            "if=none,id=disc,format=raw,media=cdrom,readonly=on,file={}",
+            iso.display()
+        ),
+        "-device",
+        "virtio-scsi-pci",
+        "-device",
+        "scsi-cd,drive=disc,bootindex=0",
+    ];
+    let mut boot = host.boot_with(&[], &extra.map(str::to_owned));
+    let text = boot.until(&[&format!("READY {} {}", image.name, image.image_version)]);
+    assert!(text.contains("state        in memory"), "{text}");
+    assert!(
+        !text.contains("FAILED ") && !text.contains("recovery key"),
+        "{text}"
+    );
+    drop(boot);
+    assert_eq!(host.partitions(), before);
 }
 
 /// Each thing that is wrong with a machine is named on its console, with what to do, and it stays there.
