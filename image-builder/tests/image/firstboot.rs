@@ -16,7 +16,7 @@ use crate::provider::Provider;
 
 /// Goal: nobody but the provider, far away, makes a flashed disk a host of the ledger. Method: one boot with settings in the
 /// seed partition; `decent` signs for the key that the console shows; a stick with that is put in, and the ledger has the
-/// host.
+/// host, `host-verified`.
 #[test]
 fn settings_on_the_disk_and_a_delegation_on_a_stick_make_a_host_of_the_ledger() {
     let _alone = alone();
@@ -43,12 +43,19 @@ fn settings_on_the_disk_and_a_delegation_on_a_stick_make_a_host_of_the_ledger() 
     stick.put_in(&provider.delegation(&mut boot));
     let principal = boot.principal();
     let ours = |list: &serde_json::Value| {
-        list.as_array()
-            .is_some_and(|list| list.iter().any(|entry| entry["host"] == *principal))
+        let list = list.as_array().cloned().unwrap_or_default();
+        list.into_iter().find(|entry| entry["host"] == *principal)
     };
-    provider.until(&["hosts"], ours);
+    // Its TPM's quote says that it runs this image, and the ledger has verified it.
+    let runs = format!(
+        "{} {} ({})",
+        image.name, image.image_version, image.profiles[0].name
+    );
+    provider.until(&["hosts"], |list| {
+        ours(list).is_some_and(|host| host["verified"]["image"] == *runs)
+    });
     if std::env::var_os("HOSTD_CLOUD_HYPERVISOR").is_some_and(|name| !name.is_empty()) {
-        provider.until(&["offerings"], ours);
+        provider.until(&["offerings"], |list| ours(list).is_some());
     } else {
         eprintln!(
             "SKIPPED: without HOSTD_CLOUD_HYPERVISOR the image can't run VMs, so this host offers nothing"
