@@ -72,7 +72,8 @@ impl Places {
             sysupdate: [
                 "/usr/bin/setpriv",
                 "--pdeathsig=KILL",
-                "/usr/bin/systemd-sysupdate",
+                // Not on PATH: Debian keeps it where systemd keeps its own.
+                "/usr/lib/systemd/systemd-sysupdate",
             ]
             .map(str::to_owned)
             .to_vec(),

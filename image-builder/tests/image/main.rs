@@ -6,6 +6,7 @@
 
 mod boot;
 mod firstboot;
+mod inside;
 mod machine;
 mod provider;
 mod update;

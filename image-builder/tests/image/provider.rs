@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::machine::{BOOT_TIME_MAX, Boot, named};
 
 /// The ledger's host as the machine sees it: QEMU's gateway, which leads to this machine's loopback.
-const OUTSIDE: &str = "10.0.2.2";
+pub(crate) const OUTSIDE: &str = "10.0.2.2";
 
 pub(crate) struct Provider {
     scratch: tempfile::TempDir,
@@ -54,6 +54,25 @@ impl Provider {
         let signer = fs::read_to_string(named("DC_KEYS").join("reference.pub")).unwrap();
         let images = genesis["host_images"].as_table_mut().unwrap();
         images.insert("keys".to_owned(), vec![signer].into());
+        // Under emulation everything takes its time.
+        let parameters = genesis["parameters"].as_table_mut().unwrap();
+        for (timeout, seconds) in [("accept_timeout_s", 900), ("confirm_timeout_base_s", 1800)] {
+            parameters.insert(timeout.to_owned(), seconds.into());
+        }
+        let developer = Command::new(named("DC_DECENT"))
+            .args(["--json", "key", "new", "--out", "developer.pem"])
+            .current_dir(scratch.path())
+            .output()
+            .unwrap();
+        let developer: serde_json::Value = serde_json::from_slice(&developer.stdout).unwrap();
+        let mut balance = toml::Table::new();
+        balance.insert(
+            "owner".to_owned(),
+            developer["principal"].as_str().unwrap().into(),
+        );
+        balance.insert("amount".to_owned(), 100_000_000_000_i64.into());
+        balance.insert("reason".to_owned(), "play money".into());
+        genesis.insert("balances".to_owned(), vec![balance].into());
         fs::write(at("genesis.toml"), genesis.to_string()).unwrap();
         let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let url = format!("http://{listen}");
@@ -99,12 +118,21 @@ impl Provider {
         self.scratch.path().join(name)
     }
 
-    /// What `decent` answers, or why it refuses.
+    /// What `decent` answers him, or why it refuses.
     pub(crate) fn decent(&self, args: &[&str]) -> Result<String, String> {
+        self.decent_as("provider.pem", args)
+    }
+
+    /// What `decent` answers a developer, who has money.
+    pub(crate) fn developer(&self, args: &[&str]) -> Result<String, String> {
+        self.decent_as("developer.pem", args)
+    }
+
+    fn decent_as(&self, key: &str, args: &[&str]) -> Result<String, String> {
         let output = Command::new(named("DC_DECENT"))
             .args(args)
             .env("DECENT_LEDGER", self.at("client.toml"))
-            .env("DECENT_KEY", self.at("provider.pem"))
+            .env("DECENT_KEY", self.at(key))
             .current_dir(self.scratch.path())
             .output()
             .unwrap();

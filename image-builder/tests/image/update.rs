@@ -182,7 +182,12 @@ fn a_machine_returns_from_a_broken_version_and_keeps_a_good_one() {
     extra.extend(pocket.arguments());
     let mut boot = host.boot_with(&[], &[extra.clone(), sabotage.to_vec()].concat());
     pocket.put_in(&provider.delegation(&mut boot));
-    let text = boot.until(&["OPERATOR is back", "OPERATOR took", "OPERATOR is done"]);
+    // Each within the time of a boot; there are five.
+    for wanted in ["is staged", "did not prove itself", "RETURNED"] {
+        let text = boot.until(&[wanted, "OPERATOR took", "OPERATOR is done"]);
+        assert!(text.contains(wanted), "no {wanted:?} in\n{text}");
+    }
+    let text = boot.until(&["OPERATOR is back"]);
     let refused = "isn't signed with the key that this image trusts";
     for line in [
         "OPERATOR is back",
