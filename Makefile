@@ -71,7 +71,7 @@ test-image: build image ## build the provider's image twice and its successor, b
 	  --hostd $(BUILD)/test-image/hostd --keys $(BUILD)/test-image/keys --out $(BUILD)/test-image/$$2 $$3; }; \
 	build image first --iso && build image second --iso && build next next
 	DC_IMAGE=$(BUILD)/test-image/first DC_IMAGE_AGAIN=$(BUILD)/test-image/second DC_KEYS=$(BUILD)/test-image/keys DC_IMAGE_NEXT=$(BUILD)/test-image/next IMAGE_BUILDER_CACHE=$(BUILD)/cache \
-	  DC_DECENT=$(BIN)/decent DC_LEDGERD=$(BIN)/ledgerd DC_TENANT_IMAGE=$(TENANT_IMAGE) \
+	  DC_DECENT=$(BIN)/decent DC_LEDGERD=$(BIN)/ledgerd DC_ATTEST=$(BIN)/attest DC_TENANT_IMAGE=$(TENANT_IMAGE) \
 	  $(CARGO) nextest run -p image-builder --features boot-image -j 1 --no-fail-fast \
 	  -E "binary(/^image$$/) $(if $(HOSTD_CLOUD_HYPERVISOR),,- test(/^inside::/))"
 

@@ -312,16 +312,26 @@ impl Updater {
         };
         empty(vms, force_with_vms)?;
         let seen = slots.seen().await?;
+        let running = seen.running;
         state.phase = Phase::Applying {
             version: version.clone(),
-            from: seen.running,
+            from: running.clone(),
             boot_id: seen.boot_id,
             since_ms: now_ms(),
         };
         self.journal.set_update(&state).await?;
         tell.await;
         tracing::warn!(%version, vms, "the machine reboots into the update");
-        if let Err(error) = slots.reboot().await {
+        // The loader starts the newest version that isn't bad: an older one needs its help.
+        let prepared = match version.is_older_than(&running) {
+            true => slots.mark_bad(&running).await,
+            false => Ok(()),
+        };
+        let rebooted = match prepared {
+            Ok(()) => slots.reboot().await,
+            error => error,
+        };
+        if let Err(error) = rebooted {
             state.phase = Phase::Staged {
                 version,
                 since_ms: now_ms(),

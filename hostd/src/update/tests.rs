@@ -14,8 +14,9 @@ struct Machine {
     boot: u64,
     running: &'static str,
     trial: Trial,
-    /// What the loader tries next.
+    /// The version in the other slot.
     slot: Option<String>,
+    bad: Vec<Version>,
     offered: Vec<&'static str>,
     broken_source: bool,
     reboot_fails: bool,
@@ -65,7 +66,8 @@ impl Slots for Simulated {
             .collect())
     }
 
-    async fn mark_bad(&self, _: &Version) -> Result<(), SlotError> {
+    async fn mark_bad(&self, version: &Version) -> Result<(), SlotError> {
+        self.0.lock().unwrap().bad.push(version.clone());
         Ok(())
     }
 
@@ -93,6 +95,7 @@ impl World {
                 running: "1",
                 trial: Trial::Good,
                 slot: None,
+                bad: Vec::new(),
                 offered: vec!["2", "1"],
                 broken_source: false,
                 reboot_fails: false,
@@ -103,6 +106,17 @@ impl World {
 
     fn path(&self) -> PathBuf {
         self.dir.path().join("journal.db")
+    }
+
+    /// What the loader starts: the newest that isn't bad.
+    fn loads(&self) -> Version {
+        let machine = self.machine.lock().unwrap();
+        let slots = machine.slot.as_deref().into_iter().chain([machine.running]);
+        slots
+            .map(version)
+            .filter(|version| !machine.bad.contains(version))
+            .reduce(|one, other| if one.is_older_than(&other) { other } else { one })
+            .expect("a version that isn't bad")
     }
 
     /// hostd starts; it dies at its `die`-th moment around a write of the journal.
@@ -190,6 +204,9 @@ async fn an_update_is_staged_applied_tried_and_kept() {
     );
     updater.stage(Some(version("1")), true).await.unwrap();
     staged(&updater).await;
+    assert_eq!(world.loads(), version("2"));
+    updater.apply(0, false, async {}).await.unwrap();
+    assert_eq!(world.loads(), version("1"));
     drop(updater);
     world.boots("1", Trial::Good);
     let updater = world.start(u64::MAX).await;

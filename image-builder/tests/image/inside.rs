@@ -8,9 +8,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use attestation::{AnyEvidence, Bundle};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use image_builder::appliance::seed::Seed;
 use sha2::{Digest, Sha256};
 
@@ -78,22 +75,23 @@ fn answer(mut stream: TcpStream, folder: &Path) -> std::io::Result<()> {
     }
 }
 
-/// curl's pin of the TLS key that the contract's evidence names.
+/// curl's pin of the VM's TLS key, once the developer has verified the evidence alone, with the line that `decent` gives.
 fn attested_pin(provider: &Provider, contract: &str) -> String {
-    let file = provider.at("evidence");
-    let out = file.display().to_string();
-    provider.decent(&["evidence", contract, "--out", &out]).unwrap();
-    let bytes = fs::read(file).unwrap();
-    let bytes = match Bundle::is_one(&bytes) {
-        true => Bundle::from_cbor(&bytes).unwrap().evidence,
-        false => bytes,
-    };
-    let AnyEvidence::Vm(evidence) = AnyEvidence::parse(&bytes).unwrap() else {
-        panic!("a VM's evidence")
-    };
-    assert!(evidence.host.is_some(), "the host's quote is with it");
-    let key = evidence.vm.guest_keys.tls_spki.unwrap();
-    format!("sha256//{}", STANDARD.encode(Sha256::digest(key)))
+    let (evidence, pin) = (provider.at("evidence"), provider.at("pin"));
+    let page = provider
+        .developer(&["evidence", contract, "--out", &evidence.display().to_string()])
+        .unwrap();
+    let line = page
+        .lines()
+        .find_map(|line| line.trim_start().strip_prefix("attest "));
+    let line = line.unwrap_or_else(|| panic!("no line to paste in\n{page}"));
+    let verified = Command::new("sh")
+        .args(["-c", &format!("\"$0\" {line} --out-tls-pin \"$1\"")])
+        .args([named("DC_ATTEST"), pin.clone()])
+        .output()
+        .unwrap();
+    assert!(verified.status.success(), "{line}: {verified:?}");
+    fs::read_to_string(pin).unwrap().trim().to_owned()
 }
 
 /// What a developer rents, and who serves it.

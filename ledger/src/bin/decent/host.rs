@@ -82,6 +82,31 @@ pub(crate) struct Files {
     policy: String,
 }
 
+/// The policy by which the ledger judges a host's quote, as `attest` reads it. `nonce`: what the quote must be over; `None`: what
+/// it is bound to beside it, the VM's keys.
+pub(crate) fn policy(
+    host: &HostInfo,
+    ledger: &LedgerInfo,
+    nonce: Option<&[u8; 32]>,
+) -> anyhow::Result<String> {
+    let mut policy = serde_json::json!({
+        "min_grade": "host-verified",
+        "require": ["freshness", "measurement"],
+        "tpm": {
+            "aks": host.attestation_key.map(|name| format!("name:{name}")).into_iter().collect::<Vec<_>>(),
+            "required_pcrs": { "sha256": [0, 1, 2, 3, 4, 5, 6, 7, 11, 12, 13] },
+            "reference_keys": ledger.host_images.keys,
+            "refused_images": ledger.host_images.refused,
+            "require_event_log": true,
+            "require_secure_boot": true,
+        },
+    });
+    if let Some(nonce) = nonce {
+        policy["tpm"]["nonce"] = hex::encode(nonce).into();
+    }
+    toml::to_string(&policy).context("cannot write the policy as TOML")
+}
+
 /// Writes the evidence, and beside it the policy that the ledger judged it by.
 pub(crate) fn write(
     out: &Path,
@@ -94,20 +119,7 @@ pub(crate) fn write(
         host: host.host.as_slice(),
         nonce: record.nonce.0,
     };
-    let policy = serde_json::json!({
-        "min_grade": "host-verified",
-        "require": ["freshness", "measurement"],
-        "tpm": {
-            "aks": host.attestation_key.map(|name| format!("name:{name}")).into_iter().collect::<Vec<_>>(),
-            "nonce": hex::encode(binding.qualifying_data()),
-            "required_pcrs": { "sha256": [0, 1, 2, 3, 4, 5, 6, 7, 11, 12, 13] },
-            "reference_keys": ledger.host_images.keys,
-            "refused_images": ledger.host_images.refused,
-            "require_event_log": true,
-            "require_secure_boot": true,
-        },
-    });
-    let policy = toml::to_string(&policy).context("cannot write the policy as TOML")?;
+    let policy = policy(host, ledger, Some(&binding.qualifying_data()))?;
     let put = |suffix: &str, content: &[u8]| {
         let mut path = out.as_os_str().to_owned();
         path.push(suffix);

@@ -10,8 +10,8 @@ use clap::CommandFactory;
 use icrc_ledger_types::icrc1::account::Account;
 use icrc_ledger_types::icrc1::transfer::{TransferArg, TransferError};
 use ledger::api::{
-    Contract, ContractId, ContractState, EvidenceRecord, ExtendArgs, HostStatement, ImageRef, PenaliseArgs,
-    RentArgs, TimeNs, TpmName, USER_DATA_MAX,
+    Contract, ContractId, ContractState, EvidenceRecord, ExtendArgs, Grade, HostStatement, ImageRef,
+    PenaliseArgs, RentArgs, TimeNs, TpmName, USER_DATA_MAX,
 };
 use ledger::client::{Client, ClientError, ClientFile, Key};
 use ledger::crypto;
@@ -496,8 +496,22 @@ impl Session {
         let client = self.reader()?;
         let id = resolve(&client, contract).await?;
         let (record, contract) = (client.evidence(id).await?, client.contract(id).await?);
+        // What the host's quote is judged by, where the grade rests on it.
+        let policy = match record.confirmation.grade {
+            Grade::HostVerified => {
+                let (host, ledger) = (client.host(contract.host).await?, client.info().await?);
+                Some(host::policy(&host, &ledger, None)?)
+            }
+            _ => None,
+        };
         let files = match out {
-            Some(out) => Some(write_evidence(out, &record, &contract, client.principal())?),
+            Some(out) => Some(write_evidence(
+                out,
+                &record,
+                &contract,
+                client.principal(),
+                policy.as_deref(),
+            )?),
             None => None,
         };
         let ledger = client.canister_id().to_text();
@@ -513,6 +527,7 @@ fn write_evidence(
     record: &EvidenceRecord,
     contract: &Contract,
     reader: Principal,
+    policy: Option<&str>,
 ) -> anyhow::Result<show::EvidenceFiles> {
     let write = |suffix: &str, content: &[u8]| {
         let mut path = out.as_os_str().to_owned();
@@ -531,6 +546,9 @@ fn write_evidence(
     let settings_known = [contract.developer, contract.host].contains(&reader);
     Ok(show::EvidenceFiles {
         evidence: write("", &record.evidence)?,
+        policy: policy
+            .map(|policy| write(".policy.toml", policy.as_bytes()))
+            .transpose()?,
         ssh_keys: match settings_known && !keys.is_empty() {
             true => Some(write(".ssh-keys", keys.as_bytes())?),
             false => None,

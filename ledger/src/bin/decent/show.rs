@@ -442,6 +442,8 @@ pub(crate) fn contract(c: &Contract) -> String {
 pub(crate) struct EvidenceFiles {
     /// The evidence itself.
     pub(crate) evidence: String,
+    /// The policy for the host's quote, if the grade rests on it.
+    pub(crate) policy: Option<String>,
     /// The contract's SSH keys, if it has any.
     pub(crate) ssh_keys: Option<String>,
     /// The contract's user data, if it has any.
@@ -485,6 +487,11 @@ pub(crate) fn evidence(
     } else if files.ssh_keys.is_some() || files.user_data.is_some() {
         text.push_str("the named keys and user data are the ledger's copy; your own files are as good\n");
     }
+    if files.policy.is_some() {
+        text.push_str(
+            "the policy's keys are the provider's word (the TPM's) and the ledger's (who signs images)\n",
+        );
+    }
     if trust == "test-root" {
         text.push_str("a test root signed this: add --trust-root FILE with its certificate\n");
     }
@@ -502,8 +509,17 @@ fn verify_line(c: &Contract, ledger: &str, record: &EvidenceRecord, files: &Evid
     for measurement in &c.args.allowed_measurements {
         let _ = write!(line, " --measurement {measurement}");
     }
-    if c.args.request.kind == VmKind::Plain {
-        line.push_str(" --min-grade host-signed");
+    match &files.policy {
+        Some(policy) => {
+            let _ = write!(
+                line,
+                " --policy {} --at {}",
+                word(policy),
+                record.at / 1_000_000_000
+            );
+        }
+        None if c.args.request.kind == VmKind::Plain => line.push_str(" --min-grade host-signed"),
+        None => {}
     }
     if files.settings_known {
         let _ = write!(line, " --salt {}", c.salt);
