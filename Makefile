@@ -88,8 +88,9 @@ unit: build ## all tests but the main job
 SNPGUEST := $(BUILD)/peers/bin/snpguest
 
 peers: setup ## other verifiers on the same evidence as ours
-	@[ "$$($(SNPGUEST) --version 2>/dev/null)" = "snpguest 0.11.0" ] || \
-	  $(CARGO) install --quiet --locked --root $(BUILD)/peers --target-dir $(CARGO_TARGET_DIR)/snpguest snpguest@0.11.0
+	@[ "$$($(SNPGUEST) --version 2>/dev/null)" = "snpguest 0.11.0" ] || { \
+	  $(CARGO) install --quiet --locked --root $(BUILD)/peers --target-dir $(CARGO_TARGET_DIR)/snpguest snpguest@0.11.0; \
+	  rm -rf $(CARGO_TARGET_DIR)/snpguest; }
 	$(CARGO) fmt --manifest-path attestation/peers/Cargo.toml --check
 	$(CARGO) clippy --manifest-path attestation/peers/Cargo.toml --all-targets --quiet -- -D warnings
 	DC_SNPGUEST=$(SNPGUEST) $(CARGO) nextest run --manifest-path attestation/peers/Cargo.toml

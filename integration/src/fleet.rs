@@ -10,7 +10,7 @@
 //! let mut fleet = Fleet::start(&Options::new("dcfl", "target/debug".into()))?; // ledger, developer, image; no hostd yet
 //! fleet.start_hostd(None)?;
 //! fleet.wait_offering(Duration::from_secs(30))?;
-//! let ids = fleet.rent(10)?; // at once; for many more see `Options::storage_gib`
+//! let ids = fleet.rent(10)?; // at once; for more than 16 see `Options::storage_gib`
 //! fleet.wait_active(&ids, Duration::from_secs(120))?;
 //! println!("{} KiB, {}", fleet.hostd_rss_kib()?, fleet.metrics()?);
 //! fleet.kill_hostd()?;
@@ -63,8 +63,8 @@ pub struct Options {
     /// The ledger's clock runs so many times as fast as the wall clock.
     pub clock_rate: u32,
     /// GiB of the file system for disks: an ext4 in a sparse file. Disks are reserved there as they are on a real host, and
-    /// since nobody writes to them, it takes a few MiB. `None`: 16 GiB of the file system that the temporary folder is on.
-    pub storage_gib: Option<u32>,
+    /// since nobody writes to them, it takes a few MiB, however little is free around it.
+    pub storage_gib: u32,
     /// Whether hostd runs a HAProxy for names of VMs.
     pub ingress: bool,
     /// Words for the guests' kernel command line, e.g. `fake.boot=300ms` (table in [`crate::fake_ch`]).
@@ -81,7 +81,7 @@ impl Options {
             programs,
             hostd: None,
             clock_rate: 1,
-            storage_gib: None,
+            storage_gib: 17, // what the file system takes for itself, and 16 disks
             ingress: false,
             cmdline: "console=hvc0".to_owned(),
             more_config: String::new(),
@@ -135,9 +135,7 @@ impl Fleet {
         })?;
         fs::write(world.path("delegation"), candid::encode_one(&delegation)?)?;
         let image = write_image(&world, &options.cmdline)?;
-        if let Some(gib) = options.storage_gib {
-            make_storage(&world, gib)?;
-        }
+        make_storage(&world, options.storage_gib)?;
         let config = write_config(&world, options, &client)?;
         let netns = Path::new("/run/netns").join(world.netns(Place::Internet));
         let developer = Developer::start(&netns, client.with_key(developer))?;
@@ -603,7 +601,7 @@ gpu_hour = 0
 [offering.capacity]
 vcpus = 1000
 memory_mib = 1_000_000
-storage_gib = {storage_gib}
+storage_gib = 100_000
 
 {more}
 "#,
@@ -611,7 +609,6 @@ storage_gib = {storage_gib}
         canister = client.canister_id,
         root_key = hex::encode(&client.root_key),
         prefix = world.prefix(),
-        storage_gib = options.storage_gib.map_or(16, |_| 100_000), // others fill the temporary folder's
         fake = world.program("fake-cloud-hypervisor")?.display(),
         more = options.more_config,
     );

@@ -15,7 +15,7 @@ use integration::fleet::{Fleet, Options, wait_for};
 fn the_offered_storage_follows_the_file_system() {
     let demo = PathBuf::from(env!("CARGO_BIN_EXE_demo"));
     let mut fleet = Fleet::start(&Options {
-        storage_gib: Some(8),
+        storage_gib: 8,
         ..Options::new("dcof", demo.parent().unwrap().to_owned())
     })
     .unwrap();

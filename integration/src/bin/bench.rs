@@ -279,7 +279,7 @@ fn fleet(programs: &Path, hostd: Option<PathBuf>, vms: u32) -> Result<Vec<Row>> 
     };
     progress("a ledger, hostd");
     let mut fleet = Fleet::start(&Options {
-        storage_gib: Some(2 * vms),
+        storage_gib: 2 * vms,
         hostd,
         ..Options::new(PREFIXES[1], PathBuf::from(programs))
     })?;
