@@ -123,6 +123,8 @@ pub struct Request<'a> {
     pub allow_expired: bool,
     /// Whether maintainer scripts run.
     pub setup: Setup,
+    /// Where from.
+    pub components: Components,
     /// Whether another suite than this machine's brings its updates and security fixes along; its own always does.
     pub fixes: bool,
     /// Exact versions of all, or nothing.
@@ -149,6 +151,24 @@ pub struct Fetched {
     pub cached: bool,
 }
 
+/// The parts of Debian's archive that a set comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Components {
+    /// Debian itself.
+    Main,
+    /// Also what processors and devices load, which may be handed on but not changed.
+    Firmware,
+}
+
+impl Components {
+    fn names(self) -> &'static str {
+        match self {
+            Self::Main => "main",
+            Self::Firmware => "main non-free-firmware",
+        }
+    }
+}
+
 /// The name under which mmdebstrap's hook leaves the digests inside the tar. Not a path of any package.
 pub const DIGESTS: &str = "image-builder.sha256";
 
@@ -165,9 +185,9 @@ impl Apt {
     /// Gets a set of packages, from the cache if it is there.
     pub fn fetch(&self, request: &Request<'_>) -> Result<Fetched, AptError> {
         let sources = if request.fixes {
-            sources_with_fixes(request.suite, request.mirror, &host_sources())
+            sources_with_fixes(request.suite, request.mirror, &host_sources(), request.components)
         } else {
-            sources(request.suite, request.mirror, &host_sources())
+            sources(request.suite, request.mirror, &host_sources(), request.components)
         };
         let wanted = wanted(request);
         let version = match request.setup {
@@ -265,6 +285,7 @@ fn run(request: &Request<'_>, sources: &str, wanted: &[String], tar: &Path) -> R
             Setup::Unpacked => &["--variant=extract", "--mode=auto"][..],
             Setup::Configured => &["--variant=essential", "--mode=unshare"],
         })
+        .arg(format!("--components={}", request.components.names()))
         .arg(format!("--include={}", wanted.join(",")))
         .arg(format!("--extract-hook={hook}"))
         .args((request.setup == Setup::Configured).then(|| format!("--customize-hook={hook}")))
@@ -354,9 +375,9 @@ fn host_sources() -> Vec<String> {
 /// a machine that has none; mmdebstrap then uses its own default.
 ///
 /// The signature is checked with Debian's own keyring whatever the machine trusts besides.
-fn sources(suite: &Suite, mirror: Option<&Mirror>, host: &[String]) -> String {
+fn sources(suite: &Suite, mirror: Option<&Mirror>, host: &[String], components: Components) -> String {
     const KEYRING: &str = "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]";
-    let line = |uri: &str, suite: &str| format!("deb {KEYRING} {uri} {suite} main\n");
+    let line = |uri: &str, suite: &str| format!("deb {KEYRING} {uri} {suite} {}\n", components.names());
     if let Some(mirror) = mirror {
         return line(mirror.as_str(), suite.as_str());
     }
@@ -385,8 +406,13 @@ fn sources(suite: &Suite, mirror: Option<&Mirror>, host: &[String]) -> String {
 }
 
 /// The same with the suite's updates and security fixes, from the mirrors that serve this machine's own.
-fn sources_with_fixes(suite: &Suite, mirror: Option<&Mirror>, host: &[String]) -> String {
-    let base = sources(suite, mirror, host);
+fn sources_with_fixes(
+    suite: &Suite,
+    mirror: Option<&Mirror>,
+    host: &[String],
+    components: Components,
+) -> String {
+    let base = sources(suite, mirror, host, components);
     if mirror.is_some() {
         return base;
     }
@@ -399,7 +425,7 @@ fn sources_with_fixes(suite: &Suite, mirror: Option<&Mirror>, host: &[String]) -
                 .find(|kind| own.ends_with(kind))?;
             let mirror = uri.parse().ok()?;
             let suite = format!("{suite}-{kind}").parse().ok()?;
-            Some(sources(&suite, Some(&mirror), &[]))
+            Some(sources(&suite, Some(&mirror), &[], components))
         });
     let lines: std::collections::BTreeSet<String> = std::iter::once(base.clone())
         .chain(others)
@@ -470,10 +496,15 @@ mod tests {
 
     fn suites(suite: &str, mirror: Option<&str>, host: &str) -> Vec<String> {
         let mirror = mirror.map(|m| m.parse().unwrap());
-        sources(&suite.parse().unwrap(), mirror.as_ref(), &[host.to_owned()])
-            .lines()
-            .map(|line| line.split_whitespace().skip(2).collect::<Vec<_>>().join(" "))
-            .collect()
+        sources(
+            &suite.parse().unwrap(),
+            mirror.as_ref(),
+            &[host.to_owned()],
+            Components::Main,
+        )
+        .lines()
+        .map(|line| line.split_whitespace().skip(2).collect::<Vec<_>>().join(" "))
+        .collect()
     }
 
     #[test]
@@ -522,7 +553,12 @@ mod tests {
 
     #[test]
     fn a_configured_system_gets_updates_and_security_fixes() {
-        let text = sources_with_fixes(&"trixie".parse().unwrap(), None, &[DEB822.to_owned()]);
+        let text = sources_with_fixes(
+            &"trixie".parse().unwrap(),
+            None,
+            &[DEB822.to_owned()],
+            Components::Main,
+        );
         let suites: Vec<&str> = text.lines().map(|line| line.split(' ').nth(3).unwrap()).collect();
         assert_eq!(suites, ["trixie", "trixie-updates", "trixie-security"]);
     }

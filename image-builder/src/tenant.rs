@@ -20,7 +20,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::applets::APPLETS;
-use crate::apt::{self, Apt, AptError, Fetched, Lock, Request, Setup};
+use crate::apt::{self, Apt, AptError, Components, Fetched, Lock, Request, Setup};
 use crate::config::{Config, Firmware};
 use crate::manifest::{FILE_NAME, ImageFile, Manifest, sha256};
 use crate::modules::{self, ModulesError};
@@ -246,6 +246,7 @@ pub fn build(config: &Config, options: &Options<'_>) -> Result<Built, BuildError
             packages,
             allow_expired,
             setup: Setup::Unpacked,
+            components: Components::Main,
             fixes: false,
             lock: locked,
         };

@@ -126,6 +126,8 @@ pub struct Config {
     pub mirror: Option<Mirror>,
     /// The system's packages, sorted and without doubles, those of QEMU among them.
     pub packages: Vec<PackageName>,
+    /// Packages of what the kernel loads into processors and devices.
+    pub packages_firmware: Vec<PackageName>,
     /// What is left out.
     pub exclude: Vec<ImagePath>,
     /// The lock file.
@@ -158,6 +160,8 @@ struct File {
     packages: Vec<PackageName>,
     #[serde(default)]
     packages_qemu: Vec<PackageName>,
+    #[serde(default)]
+    packages_firmware: Vec<PackageName>,
     #[serde(default)]
     exclude: Vec<ImagePath>,
     lock: Option<PathBuf>,
@@ -210,6 +214,7 @@ impl Config {
             suite: file.suite,
             mirror: file.mirror,
             packages: packages.into_iter().collect(),
+            packages_firmware: file.packages_firmware,
             exclude: file.exclude,
             lock: file.lock.map(|lock| base.join(lock)),
             hostd: base.join(file.hostd),

@@ -13,7 +13,7 @@
 //! | [`config`] | `image.toml` |
 //! | [`tools`] | the folder of Debian's image tools, and running them in it |
 //! | [`keys`] | the owner's keys |
-//! | [`kernel`] | what a kernel can host |
+//! | [`kernel`], [`firmware`] | what a kernel can host, and what it loads |
 //! | [`root`], [`initrd`] | the two file systems |
 //! | [`uki`], [`pe`] | the kernel image: making it, looking into it |
 //! | [`disk`] | partitions |
@@ -28,6 +28,7 @@
 
 pub mod config;
 pub mod disk;
+pub mod firmware;
 pub mod flash;
 pub mod image;
 pub mod initrd;
@@ -50,7 +51,7 @@ use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::apt::{Apt, AptError, Fetched, Lock, Request, Setup};
+use crate::apt::{Apt, AptError, Components, Fetched, Lock, Request, Setup};
 use crate::config::Compression;
 use crate::cpio;
 use crate::manifest::{ImageFile, sha256};
@@ -176,7 +177,7 @@ pub fn build(config: &Config, options: &Options<'_>) -> Result<Built, BuildError
         }
         _ => None,
     };
-    let fetch = |set: &'static str, packages: &[_], setup| -> Result<Fetched, BuildError> {
+    let fetch = |set: &'static str, packages: &[_], setup, components| -> Result<Fetched, BuildError> {
         let locked = lock
             .as_ref()
             .map(|lock| lock.sets.get(set).map_or(&[][..], Vec::as_slice));
@@ -187,6 +188,7 @@ pub fn build(config: &Config, options: &Options<'_>) -> Result<Built, BuildError
             packages,
             allow_expired: false,
             setup,
+            components,
             fixes: true,
             lock: locked,
         };
@@ -196,12 +198,22 @@ pub fn build(config: &Config, options: &Options<'_>) -> Result<Built, BuildError
             })
             .map_err(|e| BuildError::Packages(set, e))
     };
-    let system_set = fetch("system", &config.packages, Setup::Configured)?;
+    let system_set = fetch("system", &config.packages, Setup::Configured, Components::Main)?;
     let kernel_set = fetch(
         "host-kernel",
         std::slice::from_ref(&config.kernel.package),
         Setup::Unpacked,
+        Components::Main,
     )?;
+    let firmware_set = match &config.packages_firmware[..] {
+        [] => None,
+        packages => Some(fetch(
+            "host-firmware",
+            packages,
+            Setup::Unpacked,
+            Components::Firmware,
+        )?),
+    };
     let tools = progress.step("packages: tools", || {
         Tools::prepare(
             &options.apt,
@@ -219,16 +231,27 @@ pub fn build(config: &Config, options: &Options<'_>) -> Result<Built, BuildError
         })
     })?;
     let (release, vmlinuz, abilities) = kernel(config, &kernel_tree)?;
+    let firmware_tree = match &firmware_set {
+        Some(set) => tree("firmware", &set.tar, |path| !root::excluded(config, path))?,
+        None => Tree::default(),
+    };
+    if let Some(archive) =
+        firmware::microcode(&firmware_tree).map_err(|e| BuildError::Tree("microcode", e))?
+    {
+        job.write(uki::MICROCODE, archive)?;
+    }
     let (root_tree, initrd) = progress.step("root: put together", || {
         let mut tree = tree("the packages", &system_set.tar, |path| {
             !root::excluded(config, path)
         })?;
-        for (path, node) in kernel_tree
-            .iter()
-            .filter(|(path, _)| path.starts_with("usr/lib/modules/"))
-        {
-            tree.insert(path, node.clone())
-                .map_err(|e| BuildError::Tree("modules", e))?;
+        for (what, from, wanted) in [
+            ("modules", &kernel_tree, is_in_modules as fn(&str) -> bool),
+            ("firmware", &firmware_tree, firmware::is_for_root),
+        ] {
+            for (path, node) in from.iter().filter(|(path, _)| wanted(path)) {
+                tree.insert(path, node.clone())
+                    .map_err(|e| BuildError::Tree(what, e))?;
+            }
         }
         depmod(&job, &mut tree, &release)?;
         place(&mut tree, "usr/bin/hostd", &hostd)?;
@@ -380,10 +403,13 @@ pub fn build(config: &Config, options: &Options<'_>) -> Result<Built, BuildError
     if let (Some(live), true) = (&live, options.iso) {
         progress.step("iso", || iso(&job, &hash, live, &out.join(&names.iso)))?;
     }
-    let mut packages: Vec<_> = [&system_set, &kernel_set]
-        .into_iter()
-        .flat_map(|set| set.packages.clone())
-        .collect();
+    let sets = [
+        ("system", Some(&system_set)),
+        ("host-kernel", Some(&kernel_set)),
+        ("host-firmware", firmware_set.as_ref()),
+    ];
+    let sets = sets.into_iter().filter_map(|(name, set)| Some((name, set?)));
+    let mut packages: Vec<_> = sets.clone().flat_map(|(_, set)| set.packages.clone()).collect();
     packages.sort();
     packages.dedup();
     let image = Image {
@@ -409,10 +435,7 @@ pub fn build(config: &Config, options: &Options<'_>) -> Result<Built, BuildError
     };
     write_file(&out.join(image::FILE_NAME), &image.to_bytes())?;
     if let (Some(path), true) = (&config.lock, options.write_lock) {
-        let sets = [("system", &system_set), ("host-kernel", &kernel_set)];
-        let sets = sets
-            .into_iter()
-            .map(|(name, set)| (name.to_owned(), set.packages.clone()));
+        let sets = sets.map(|(name, set)| (name.to_owned(), set.packages.clone()));
         write_file(path, Lock { sets: sets.collect() }.to_text().as_bytes())?;
     }
     Ok(Built {
@@ -463,6 +486,10 @@ fn programs(config: &Config) -> Result<Vec<(String, Vec<u8>)>, BuildError> {
         Ok((program.to.to_string(), content))
     });
     programs.collect()
+}
+
+fn is_in_modules(path: &str) -> bool {
+    path.starts_with("usr/lib/modules/")
 }
 
 fn kernel(config: &Config, tree: &Tree) -> Result<(String, Vec<u8>, kernel::Abilities), BuildError> {

@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use crate::apt::{Apt, AptError, Locked, Request, Setup};
+use crate::apt::{Apt, AptError, Components, Locked, Request, Setup};
 use crate::config::{Mirror, PackageName, Suite};
 
 /// The packages of the folder that builds.
@@ -106,6 +106,7 @@ impl Tools {
             packages: &packages,
             allow_expired: false,
             setup: Setup::Unpacked,
+            components: Components::Main,
             fixes: true,
             lock: None,
         })?;

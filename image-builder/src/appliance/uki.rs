@@ -14,6 +14,9 @@ const STUB: &str = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub";
 /// Where systemd-boot lies in the tools folder.
 pub const BOOT: &str = "usr/lib/systemd/boot/efi/systemd-bootx64.efi";
 
+/// The job's file of microcode, if there is any.
+pub const MICROCODE: &str = "microcode";
+
 /// One command line of a kernel image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -49,7 +52,7 @@ pub fn live_entries(config: &Config) -> Vec<Entry> {
     entries.collect()
 }
 
-/// Makes a signed kernel image out of the job's files `vmlinuz` and `initrd`, and returns it.
+/// Makes a signed kernel image out of the job's files `vmlinuz`, `initrd` and [`MICROCODE`], and returns it.
 pub fn build(
     job: &Job<'_>,
     config: &Config,
@@ -79,6 +82,9 @@ pub fn build(
         format!("--uname={release}"),
         format!("--phases={}", phase_paths().join(",")),
     ]);
+    if job.path(MICROCODE).exists() {
+        args.push(format!("--microcode={MICROCODE}"));
+    }
     for (index, entry) in entries.iter().enumerate() {
         let (profile, cmdline) = (format!("profile-{index}"), format!("cmdline-{index}"));
         job.write(&profile, format!("ID={}\nTITLE={}\n", entry.id, entry.title))?;

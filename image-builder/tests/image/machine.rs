@@ -104,6 +104,11 @@ impl Host {
 
     /// The names of the disk's partitions.
     pub(crate) fn partitions(&self) -> Vec<String> {
+        self.table().into_iter().map(|(name, _)| name).collect()
+    }
+
+    /// Each partition's name, and where it begins, in bytes.
+    fn table(&self) -> Vec<(String, u64)> {
         let disk = File::open(self.machine.disk()).unwrap();
         // 128 entries of 128 bytes from the third sector on; the name, in UTF-16, lies 56 bytes into each.
         let mut entries = [0; 128 * 128];
@@ -113,11 +118,28 @@ impl Host {
             let units = units
                 .map(|unit| u16::from_le_bytes(*unit))
                 .take_while(|unit| *unit != 0);
-            char::decode_utf16(units)
+            let name = char::decode_utf16(units)
                 .map(|c| c.unwrap_or('?'))
-                .collect::<String>()
+                .collect::<String>();
+            let sector = u64::from_le_bytes(*entry[32..].first_chunk().unwrap());
+            (name, sector * 512)
         });
-        names.filter(|name| !name.is_empty()).collect()
+        names.filter(|(name, _)| !name.is_empty()).collect()
+    }
+
+    /// Waits until something was written to every partition `label`.
+    pub(crate) fn until_written(&self, label: &str) {
+        let start = Instant::now();
+        let disk = File::open(self.machine.disk()).unwrap();
+        let blank = |(_, at): &(String, u64)| {
+            let mut beginning = [0; 4096];
+            disk.read_exact_at(&mut beginning, *at).unwrap();
+            beginning == [0; 4096]
+        };
+        while self.table().iter().filter(|(name, _)| name == label).any(blank) {
+            assert!(start.elapsed() < BOOT_TIME_MAX, "{label:?} stays blank");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Waits until the disk has the partition `label`.

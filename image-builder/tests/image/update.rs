@@ -64,19 +64,23 @@ fn a_folder_of_updates_grows_and_what_its_owner_did_not_sign_is_refused() {
     );
 }
 
-/// Makes a stick with the folder as `good`, and with its list but another signature's beginning as `bad`.
+/// Makes a stick with the folder as `good`, with another list under its signature as `bad`, and with the list alone as
+/// `unsigned`.
 fn stick(tools: &Tools, folder: &Path, to: &Path) {
     let job = tools.job().unwrap();
     let disk = File::create(job.path("stick")).unwrap();
     disk.set_len(600 << 20).unwrap();
     job.run("mkfs.vfat", ["-n", "DC_UPDATE", "stick"]).unwrap();
-    job.run("mmd", ["-i", "stick", "::/good", "::/bad"]).unwrap();
+    job.run("mmd", ["-i", "stick", "::/good", "::/bad", "::/unsigned"])
+        .unwrap();
     for file in fs::read_dir(folder).unwrap().flatten() {
         let name = file.file_name().into_string().unwrap();
         fs::copy(file.path(), job.path("file")).unwrap();
         job.run("mcopy", ["-i", "stick", "file", &format!("::/good/{name}")])
             .unwrap();
         if name == "SHA256SUMS" {
+            job.run("mcopy", ["-i", "stick", "file", "::/unsigned/SHA256SUMS"])
+                .unwrap();
             let mut content = fs::read(file.path()).unwrap();
             content[0] ^= 1;
             fs::write(job.path("file"), content).unwrap();
@@ -94,18 +98,28 @@ const OPERATOR: &str = r#"#!/bin/sh
 exec >/dev/ttyS1 2>&1
 . /usr/lib/os-release
 until hostd update status; do sleep 3; done
+mkdir -p /var/lib/test
+step=$(cat /var/lib/test/step)
+next() {
+  echo "$1" >/var/lib/test/step
+  sync
+}
 if [ "$IMAGE_VERSION" = OLD ]; then
-  mkdir -p /var/lib/test
-  if [ ! -e /var/lib/test/tried ]; then
-    ln -sfn /run/update/bad /run/test-source
-    hostd update check && echo "OPERATOR took a bad signature"
-  elif [ ! -e /var/lib/test/again ]; then
-    touch /var/lib/test/again
-    sync
+  case $step in
+  "")
+    for source in bad unsigned; do
+      ln -sfn "/run/update/$source" /run/test-source
+      hostd update check && echo "OPERATOR took $source"
+    done
+    next cut
+    ;;
+  cut) next tried ;;
+  tried)
+    next again
     hostd update status | grep RETURNED && echo "OPERATOR is back"
     exit 0
-  fi
-  touch /var/lib/test/tried
+    ;;
+  esac
   ln -sfn /run/update/good /run/test-source
   until hostd update stage NEW; do sleep 3; done
   hostd update apply --yes
@@ -118,8 +132,9 @@ fi
 "#;
 
 /// Goal: B doesn't prove itself, and A comes back and says so; mended, B is tried again, proves itself, and measures what
-/// was predicted; bad signatures and older versions are refused on the way. Method: an operator's script inside, and a
-/// unit that lets B's check fail, come by SMBIOS; updates come on a stick.
+/// was predicted; bad and missing signatures and older versions are refused on the way, and power cuts while the slot is
+/// filled and while B boots lose nothing. Method: an operator's script inside, and a unit that lets B's check fail, come by
+/// SMBIOS; updates come on a stick.
 #[test]
 fn a_machine_returns_from_a_broken_version_and_keeps_a_good_one() {
     let _alone = alone();
@@ -180,22 +195,35 @@ fn a_machine_returns_from_a_broken_version_and_keeps_a_good_one() {
 
     let pocket = Stick::new(&provider);
     extra.extend(pocket.arguments());
-    let mut boot = host.boot_with(&[], &[extra.clone(), sabotage.to_vec()].concat());
+    let sabotaged = [extra.clone(), sabotage.to_vec()].concat();
+    let mut boot = host.boot_with(&[], &sabotaged);
     pocket.put_in(&provider.delegation(&mut boot));
-    // Each within the time of a boot; there are five.
-    for wanted in ["is staged", "did not prove itself", "RETURNED"] {
-        let text = boot.until(&[wanted, "OPERATOR took", "OPERATOR is done"]);
-        assert!(text.contains(wanted), "no {wanted:?} in\n{text}");
-    }
-    let text = boot.until(&["OPERATOR is back"]);
-    let refused = "isn't signed with the key that this image trusts";
+    host.until_written("_empty");
+    let text = boot.text();
     for line in [
-        "OPERATOR is back",
-        refused,
-        "did not prove itself: the machine reboots",
+        "isn't signed with the key that this image trusts",
+        "has no signature (SHA256SUMS.gpg)",
     ] {
         assert!(text.contains(line), "no {line:?} in\n{text}");
     }
+    assert!(!text.contains("OPERATOR took"), "{text}");
+    // The current fails while the slot is filled. What there is of B is never booted, and it is filled anew.
+    drop(boot);
+    assert!(host.partitions().contains(&"_empty".to_owned()));
+    let mut boot = host.boot_with(&[], &sabotaged);
+    boot.until(&["is staged"]);
+    // And it fails in B's first boot: one of its three tries.
+    let welcome = format!("Welcome to Decent Cloud {}", next.image_version);
+    boot.until(&[&welcome]);
+    drop(boot);
+    let mut boot = host.boot_with(&[], &sabotaged);
+    // Each within the time of a boot; there are three.
+    for wanted in ["did not prove itself: the machine reboots", "RETURNED"] {
+        let text = boot.until(&[wanted, "OPERATOR is done"]);
+        assert!(text.contains(wanted), "no {wanted:?} in\n{text}");
+    }
+    let text = boot.until(&["OPERATOR is back"]);
+    assert!(text.contains(&welcome), "{text}");
     drop(boot);
 
     let mut boot = host.boot_with(&[], &extra);

@@ -177,10 +177,10 @@ pub(super) fn microcode(facts: &Facts) -> Outcome {
         (Severity::Info, "this machine is a VM: its host has to be updated")
     } else {
         let fix = if cpu.vendor == "AuthenticAMD" {
-            "update the firmware (newest AGESA) and apt install amd64-microcode, then reboot. Tenants' TCB floors ask for it: \
+            "update the firmware (newest AGESA) and the microcode (a newer image; elsewhere apt install amd64-microcode), then reboot. Tenants' TCB floors ask for it: \
              the microcode's revision is part of every SEV-SNP report"
         } else {
-            "update the firmware (newest IPU) and apt install intel-microcode, then reboot. It is part of the TCB level that \
+            "update the firmware (newest IPU) and the microcode (a newer image; elsewhere apt install intel-microcode), then reboot. It is part of the TCB level that \
              Intel judges TDX quotes by"
         };
         (Severity::Warn, fix)
