@@ -104,13 +104,24 @@ pub trait LedgerPort: Send + Sync {
 }
 
 /// The machine's network did not take the desired state, or shows something else afterwards.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the tenant network did not take the desired state: {why}")]
 pub struct NetError {
     /// What failed.
     pub why: String,
-    /// The tenants whose network may not be as desired; `None`: everybody's.
-    pub tenants: Option<BTreeSet<netns::TenantId>>,
+    /// Whose network may not be as desired.
+    pub whose: Whose,
+}
+
+/// How far a failure of the tenant network reaches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// Everybody's.
+    Everybody,
+    /// These tenants'.
+    Tenants(BTreeSet<netns::TenantId>),
+    /// Everything is as desired but the ingress: nobody is reached by his name.
+    Ingress,
 }
 
 impl NetError {
@@ -118,15 +129,16 @@ impl NetError {
     pub fn of_all(why: impl ToString) -> Self {
         Self {
             why: why.to_string(),
-            tenants: None,
+            whose: Whose::Everybody,
         }
     }
 
     /// Whether a tenant's network may not be as desired.
     pub fn affects(&self, tenant: &netns::TenantId) -> bool {
-        self.tenants
-            .as_ref()
-            .is_none_or(|tenants| tenants.contains(tenant))
+        match &self.whose {
+            Whose::Everybody | Whose::Ingress => true,
+            Whose::Tenants(tenants) => tenants.contains(tenant),
+        }
     }
 }
 

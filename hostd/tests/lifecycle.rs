@@ -63,6 +63,32 @@ async fn a_paid_contract_becomes_active_is_reached_and_leaves_nothing_behind() {
 }
 
 #[tokio::test]
+async fn without_an_ingress_a_contract_is_released_and_the_next_one_waits() {
+    let world = World::new();
+    let life = Life::start(&world, NEVER).await;
+    world.change(|state| state.rent(request(id(1), 1)));
+    world.until("active", state_is(1, ContractState::Active)).await;
+    world.change(|state| {
+        state.ingress_down = true;
+        state.end(id(1), EndReason::Cancelled);
+    });
+    world.until("released", ended(1)).await;
+    assert_eq!(world.state().network.vms.len(), 0);
+    world.change(|state| state.rent(request(id(2), 2)));
+    world
+        .until("accepted", state_is(2, ContractState::Accepted))
+        .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(world.state().vms.len(), 0);
+    world.change(|state| state.ingress_down = false);
+    world.until("active", state_is(2, ContractState::Active)).await;
+    world.change(|state| state.end(id(2), EndReason::Cancelled));
+    world.until("released", ended(2)).await;
+    life.kill().await;
+    assert_eq!(world.leftovers(), [] as [String; 0]);
+}
+
+#[tokio::test]
 async fn a_confidential_vm_is_bound_to_its_contract() {
     let world = World::new();
     let life = Life::start(&world, NEVER).await;

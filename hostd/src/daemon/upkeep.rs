@@ -8,6 +8,7 @@ use ledger::api::{ContractId, HeartbeatArgs};
 use tokio::sync::watch;
 
 use crate::journal::{JournalError, Quarantined, now_ms};
+use crate::ports::Whose;
 use crate::storage::Store;
 use crate::supervisor::Ctx;
 use crate::surface::Registration;
@@ -59,7 +60,9 @@ pub(super) async fn heartbeats(
     {
         return;
     }
+    let mut trouble = ctx.net.trouble.clone();
     loop {
+        trouble.mark_unchanged();
         let args = match beat(&ctx, &update).await {
             Ok(args) => args,
             Err(_) => return, // without a journal hostd ends
@@ -73,7 +76,15 @@ pub(super) async fn heartbeats(
                 silent = true;
             }
         }
-        let _ = tokio::time::timeout(every, ctx.heartbeat_now.notified()).await; // either way: the next one
+        let sooner = async {
+            tokio::select! {
+                () = ctx.heartbeat_now.notified() => {}
+                changed = trouble.changed() => if changed.is_err() {
+                    std::future::pending::<()>().await; // hostd ends
+                },
+            }
+        };
+        let _ = tokio::time::timeout(every, sooner).await; // either way: the next one
     }
 }
 
@@ -85,6 +96,11 @@ async fn beat(ctx: &Ctx, update: &Updater) -> Result<HeartbeatArgs, JournalError
         .filter(|(_, live)| live.degraded.is_some())
         .map(|(id, _)| id)
         .collect();
+    // Who was sent here now couldn't be reached. One tenant's trouble is his alone.
+    let unreachable = match &*ctx.net.trouble.borrow() {
+        Some(trouble) => !matches!(trouble.whose, Whose::Tenants(_)),
+        None => false,
+    };
     let or_gone = |error| match error {
         JournalError::Gone => Err(error),
         _ => Ok(false),
@@ -92,7 +108,7 @@ async fn beat(ctx: &Ctx, update: &Updater) -> Result<HeartbeatArgs, JournalError
     Ok(HeartbeatArgs {
         version: env!("CARGO_PKG_VERSION").into(),
         degraded,
-        draining: ctx.journal.draining().await.or_else(or_gone)?,
+        draining: unreachable || ctx.journal.draining().await.or_else(or_gone)?,
         update: update.notice().await,
     })
 }

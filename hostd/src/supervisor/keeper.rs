@@ -30,7 +30,7 @@ struct Ask {
 pub struct NetKeeper {
     asks: mpsc::Sender<Ask>,
     /// Why the last pass did not bring the networks to what the journal says.
-    pub trouble: watch::Receiver<Option<String>>,
+    pub trouble: watch::Receiver<Option<NetError>>,
 }
 
 impl NetKeeper {
@@ -67,7 +67,7 @@ async fn run(
     facts: Arc<HostFacts>,
     every: Duration,
     mut queue: mpsc::Receiver<Ask>,
-    trouble: watch::Sender<Option<String>>,
+    trouble: watch::Sender<Option<NetError>>,
 ) {
     let mut look = Look::All; // first of all: what a crash or a reboot left
     let mut asks: Vec<Ask> = Vec::new();
@@ -80,7 +80,12 @@ async fn run(
         if let Err(error) = &result {
             tracing::warn!(%error, "tenant networks aren't as desired");
         }
-        trouble.send_replace(result.as_ref().err().map(ToString::to_string));
+        let why = result.as_ref().err().cloned();
+        trouble.send_if_modified(|before| {
+            let changed = *before != why;
+            *before = why;
+            changed
+        });
         // After any trouble the next pass looks at everything.
         look = if result.is_ok() { Look::Changes } else { Look::All };
         for ask in asks.drain(..) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::actor::{Actor, StepError};
 use super::spec;
 use crate::journal::{Change, Removal, Step};
+use crate::ports::Whose;
 
 impl Actor {
     /// Refuses to destroy anything without the journalled mark.
@@ -70,11 +71,15 @@ impl Actor {
         // `Network(false)` was journalled with this step's start.
         if self.record().started(Step::Network) {
             let tenant = spec::tenant(&self.record().contract);
-            self.ctx
-                .net
-                .sync(tenant)
-                .await
-                .map_err(|error| StepError::Failed(error.to_string()))?;
+            match self.ctx.net.sync(tenant).await {
+                Ok(()) => {}
+                // The VM and its network are gone. An ingress that is away has no route to them either, and before the
+                // address goes to another VM the network must have been as desired again.
+                Err(error) if error.whose == Whose::Ingress => {
+                    tracing::warn!(contract = %self.id, %error, "released without the ingress");
+                }
+                Err(error) => return Err(StepError::Failed(error.to_string())),
+            }
             self.ctx.names.changed(&self.record().contract);
         }
         Ok(vec![Change::Freed])

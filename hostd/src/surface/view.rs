@@ -162,7 +162,7 @@ impl App {
             });
         }
         if let Some(trouble) = self.ctx.net.trouble.borrow().as_ref() {
-            not_ready.push(trouble.clone());
+            not_ready.push(trouble.to_string());
         }
         let kinds_served = self
             .ctx

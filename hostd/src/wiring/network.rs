@@ -9,7 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use netns::{ConvergeError, Desired, Network, Scope};
 
-use crate::ports::{Look, NetCounters, NetError, NetPort};
+use crate::ports::{Look, NetCounters, NetError, NetPort, Whose};
 use crate::vmm::Taps;
 
 /// This host's tenant networks.
@@ -23,19 +23,23 @@ impl TenantNetworks {
 }
 
 fn sort(error: &ConvergeError) -> NetError {
-    let tenants = match error {
-        ConvergeError::Incomplete { failures } => failures
-            .iter()
-            .map(|failure| match &failure.scope {
-                Scope::Tenant(tenant) => Some(tenant.clone()),
-                Scope::Host | Scope::Proxy => None,
-            })
-            .collect::<Option<BTreeSet<_>>>(),
-        _ => None,
+    let scopes: Vec<&Scope> = match error {
+        ConvergeError::Incomplete { failures } => failures.iter().map(|failure| &failure.scope).collect(),
+        _ => Vec::new(),
+    };
+    let tenants = scopes.iter().map(|scope| match scope {
+        Scope::Tenant(tenant) => Some(tenant.clone()),
+        Scope::Host | Scope::Proxy => None,
+    });
+    let whose = match tenants.collect::<Option<BTreeSet<_>>>() {
+        _ if scopes.is_empty() => Whose::Everybody,
+        _ if scopes.iter().all(|scope| matches!(scope, Scope::Proxy)) => Whose::Ingress,
+        Some(tenants) => Whose::Tenants(tenants),
+        None => Whose::Everybody,
     };
     NetError {
         why: super::chain(error),
-        tenants,
+        whose,
     }
 }
 
@@ -120,5 +124,40 @@ impl Taps for TenantNetworks {
             .await
             .map(drop)
             .map_err(|error| io_error(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netns::Failure;
+
+    use super::*;
+
+    #[test]
+    fn a_failure_reaches_as_far_as_what_failed() {
+        let tenant: netns::TenantId = "aaaa".parse().unwrap();
+        let only = |tenant: &netns::TenantId| Whose::Tenants(BTreeSet::from([tenant.clone()]));
+        for (scopes, wanted) in [
+            (vec![Scope::Proxy], Whose::Ingress),
+            (vec![Scope::Tenant(tenant.clone())], only(&tenant)),
+            (vec![Scope::Host], Whose::Everybody),
+            (
+                vec![Scope::Proxy, Scope::Tenant(tenant.clone())],
+                Whose::Everybody,
+            ),
+            (vec![], Whose::Everybody),
+        ] {
+            let failures = scopes.iter().map(|scope| Failure {
+                scope: scope.clone(),
+                error: netns::NetError::Answer {
+                    from: "a test",
+                    why: String::new(),
+                },
+            });
+            let error = ConvergeError::Incomplete {
+                failures: failures.collect(),
+            };
+            assert_eq!(sort(&error).whose, wanted, "{scopes:?}");
+        }
     }
 }

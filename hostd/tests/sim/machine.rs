@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use hostd::names::Answer;
 use hostd::ports::{
     AgentError, AgentPort, DevicePort, DnsPort, EvidenceAsk, ImageFiles, Look, NetCounters, NetError,
-    NetPort, ProcessPort, SeedSpec, Space, StorageError, StoragePort,
+    NetPort, ProcessPort, SeedSpec, Space, StorageError, StoragePort, Whose,
 };
 use hostd::vmm::{AgentChannel, Observed, Taps, VmCounters, VmSpec, Vmm, VmmError, VmmProcess, VmmSupport};
 use ledger::api::{AtRest, ContractId, ContractState, ImageRef, VmKind};
@@ -183,9 +183,15 @@ impl NetPort for Machine {
                     .push("a network was taken from under a VM".into());
             }
             state.network = desired.clone();
+            match state.ingress_down {
+                true => Err(NetError {
+                    why: "simulated".into(),
+                    whose: Whose::Ingress,
+                }),
+                false => Ok(()),
+            }
         })
-        .await;
-        Ok(())
+        .await
     }
     async fn end_sessions(&self, _: u16) -> Result<(), NetError> {
         Ok(())

@@ -67,6 +67,8 @@ pub struct State {
     pub going_down: bool,
     pub guest: Guest,
     pub launch_fails: bool,
+    /// HAProxy is away; all else of the network works.
+    pub ingress_down: bool,
     pub boot: u32,
     pub next_pid: i32,
     pub vms: BTreeMap<ContractId, SimVm>,
@@ -153,6 +155,7 @@ impl World {
                 going_down: false,
                 guest: Guest::Honest,
                 launch_fails: false,
+                ingress_down: false,
                 boot: 1,
                 next_pid: 100,
                 vms: BTreeMap::new(),
