@@ -282,7 +282,8 @@ fn probe() -> Probe {
 pub async fn run(config: Config, events: Events) -> Result<(), DaemonError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Api)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Api)?;
-    make_dir(&config.host.state_dir, 0o700)?;
+    // Each VMM has a user of its own, who gets through to what is his.
+    make_dir(&config.host.state_dir, 0o711)?;
     make_dir(&config.host.run_dir, 0o755)?;
     let _lock = lock(&config.host.state_dir)?;
     let journal = Journal::open_with(&config.host.state_dir.join("journal.db"), probe())?;

@@ -10,7 +10,10 @@ use toml::{Table, Value};
 use super::settings::{Bond, BondMode, NetworkSettings, Port, Settings, Vlan};
 
 /// Sections that go into hostd.toml as they stand.
-const AS_THEY_ARE: [&str; 6] = ["offering", "names", "endorsements", "vmm", "deadlines", "update"];
+const AS_THEY_ARE: [&str; 5] = ["offering", "names", "endorsements", "deadlines", "update"];
+
+/// VMMs' users: above those of the system and of containers.
+const UID_BASE: i64 = 700_000;
 
 /// Where the host's key is.
 pub const HOST_KEY: &str = "/etc/hostd/host.pem";
@@ -113,6 +116,13 @@ impl Settings {
                 put(section, value.clone());
             }
         }
+        let mut vmm = given
+            .get("vmm")
+            .and_then(Value::as_table)
+            .cloned()
+            .unwrap_or_default();
+        vmm.entry("uid_base").or_insert(Value::Integer(UID_BASE));
+        put("vmm", Value::Table(vmm));
         format!(
             "# Made by `hostd setup` from provider-seed.toml at each boot: changes here are lost.\n\n{whole}"
         )

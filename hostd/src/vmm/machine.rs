@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::{VmmError, VmmProcess};
+use super::{VmSpec, VmmError, VmmProcess};
 use crate::process;
 
 /// More than this in a console log, and the older part goes. libvirt's logger keeps to its own limit beside it.
@@ -173,6 +173,46 @@ pub(crate) fn arguments(pid: i32) -> io::Result<Vec<String>> {
         .split(|b| *b == 0)
         .map(|arg| String::from_utf8_lossy(arg).into_owned())
         .collect())
+}
+
+/// The group of a device that isn't root's alone.
+pub(crate) fn group_of(path: &str) -> Option<u32> {
+    fs::metadata(path).ok().map(|m| m.gid()).filter(|gid| *gid != 0)
+}
+
+/// The effective user of a process.
+pub(crate) fn user(pid: i32) -> io::Result<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    // Real, effective, saved, of the file system (proc(5)).
+    ids.and_then(|ids| ids.split_whitespace().nth(1)?.parse().ok())
+        .ok_or_else(|| io::Error::other("no Uid in its status"))
+}
+
+/// Gives the VM's own files, and the groups of its devices, to the user that the VMM runs as. Images are shared and stay
+/// root's.
+pub(crate) fn give_files(spec: &VmSpec) -> Result<(), VmmError> {
+    if spec.uid == 0 {
+        return Ok(());
+    }
+    let os = |what: String| move |source| VmmError::Os { what, source };
+    let mut own = vec![spec.run_dir.clone()];
+    own.extend(spec.disks.iter().map(|disk| disk.path.clone()));
+    for address in &spec.vfio {
+        let link = Path::new("/sys/bus/pci/devices")
+            .join(address)
+            .join("iommu_group");
+        let group = fs::read_link(&link).map_err(os(format!("read the IOMMU group of {address}")))?;
+        own.extend(group.file_name().map(|group| Path::new("/dev/vfio").join(group)));
+    }
+    for path in own {
+        std::os::unix::fs::chown(&path, Some(spec.uid), Some(spec.uid)).map_err(os(format!(
+            "give {} to user {}",
+            path.display(),
+            spec.uid
+        )))?;
+    }
+    Ok(())
 }
 
 /// The end of a text file, at most `max` bytes, for an error message.

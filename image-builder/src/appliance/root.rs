@@ -174,9 +174,9 @@ const UPDATE_KEYRING: &str = "usr/lib/systemd/import-pubring.gpg";
 
 const PRESET: &str = "usr/lib/systemd/system-preset/50-decent-cloud.preset";
 
-/// Logins that nobody has a password for, what looks after a package manager's files, and what would make the root
-/// writable.
-const MASKED: [&str; 10] = [
+/// Logins that nobody has a password for, what looks after a package manager's files, what would make the root writable,
+/// and what would stop VMs beside hostd.
+const MASKED: [&str; 11] = [
     "autovt@.service",
     "console-getty.service",
     "debug-shell.service",
@@ -184,6 +184,7 @@ const MASKED: [&str; 10] = [
     "e2scrub_all.timer",
     "e2scrub_reap.service",
     "getty@.service",
+    "libvirt-guests.service",
     "serial-getty@.service",
     "systemd-firstboot.service",
     "systemd-remount-fs.service",

@@ -324,7 +324,7 @@ impl Vmm for CloudHypervisor {
         }
         process::refuse_locked_disks(spec)?;
         process::clean(spec).await?;
-        process::give_files(spec)?;
+        machine::give_files(spec)?;
         let pid = self.launcher.spawn(spec)?;
         let control = process::control(spec);
         let Some(process) = machine::identify(NAME, pid, control)? else {

@@ -15,7 +15,6 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -103,7 +102,7 @@ impl Launcher {
             let what = format!("{what} for VM {}", spec.id.short());
             move |source| VmmError::Os { what, source }
         };
-        let command = self.command(spec, group_of("/dev/kvm"));
+        let command = self.command(spec, machine::group_of("/dev/kvm"));
         let log = fs::File::create(spec.run_dir.join(super::VMM_LOG)).map_err(os("create the VMM's log"))?;
         let [program, arguments @ ..] = command.as_slice() else {
             return Err(os("start nothing")(io::Error::other("the command is empty")));
@@ -154,27 +153,6 @@ fn unit(spec: &VmSpec) -> String {
 
 fn socket_argument(spec: &VmSpec) -> String {
     format!("path={}", spec.run_dir.join(super::API_SOCKET).display())
-}
-
-/// Who may use a device.
-fn group_of(path: &str) -> Option<u32> {
-    fs::metadata(path).ok().map(|m| m.gid()).filter(|gid| *gid != 0)
-}
-
-/// Gives the VM's own files to the user that the VMM runs as. Images are shared and stay root's.
-pub(super) fn give_files(spec: &VmSpec) -> Result<(), VmmError> {
-    if spec.uid == 0 {
-        return Ok(());
-    }
-    let own = [spec.run_dir.clone()]
-        .into_iter()
-        .chain(spec.disks.iter().map(|d| d.path.clone()));
-    for path in own {
-        let what = format!("give {} to user {}", path.display(), spec.uid);
-        std::os::unix::fs::chown(&path, Some(spec.uid), Some(spec.uid))
-            .map_err(|source| VmmError::Os { what, source })?;
-    }
-    Ok(())
 }
 
 /// Refuses a disk that a process still holds: most likely a VMM of ours that is half dead, and two writers would

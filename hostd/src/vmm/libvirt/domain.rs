@@ -48,6 +48,8 @@ pub(super) struct Place<'a> {
     pub direct_io: &'a [bool],
     /// Whether this QEMU translates `cmpxchg16b` rightly.
     pub cx16: bool,
+    /// The group that may use `/dev/kvm`.
+    pub kvm_group: Option<u32>,
 }
 
 /// The domain's name: short enough for people, and found again after a restart.
@@ -234,7 +236,15 @@ pub(super) fn render(config: &LibvirtConfig, spec: &VmSpec, place: &Place<'_>) -
     line(&mut xml, 2, "<controller type='usb' model='none'/>");
     line(&mut xml, 2, "<memballoon model='none'/>");
     line(&mut xml, 1, "</devices>");
-    line(&mut xml, 1, "<seclabel type='none'/>");
+    if spec.uid == 0 {
+        line(&mut xml, 1, "<seclabel type='none'/>");
+    } else {
+        // The files are this user's already; the image is everybody's and stays root's.
+        let label = format!("+{}:+{}", spec.uid, place.kvm_group.unwrap_or(spec.uid));
+        line(&mut xml, 1, "<seclabel type='static' model='dac' relabel='no'>");
+        element(&mut xml, 2, "label", &label);
+        line(&mut xml, 1, "</seclabel>");
+    }
     let arguments = qemu_arguments(spec);
     if !arguments.is_empty() {
         line(&mut xml, 1, "<qemu:commandline>");
@@ -466,6 +476,7 @@ mod tests {
                 tap: "dct0003",
                 direct_io: &direct_io,
                 cx16: false,
+                kvm_group: Some(992),
             },
         )
     }
@@ -474,6 +485,7 @@ mod tests {
     fn domains_are_rendered_as_reviewed() {
         insta::assert_snapshot!("plain-tcg", rendered(&spec(), Accel::Tcg));
         let gpu = VmSpec {
+            uid: 700_003,
             vfio: vec!["0000:c1:00.0".into()],
             hugepages: Hugepages::Size2M,
             ..spec()

@@ -22,7 +22,8 @@
 //! The console goes to a file through virtlogd, which rotates it; [`Libvirt::counters`] shortens it where libvirt is set
 //! to write it directly.
 //!
-//! Which user QEMU runs as is libvirt's setting (`user` in its `qemu.conf`), not `VmSpec::uid`.
+//! QEMU runs as `VmSpec::uid`, with the group of `/dev/kvm`. Where that is 0, its user is libvirt's setting (`user` in
+//! `qemu.conf`).
 
 pub mod domain;
 mod readback;
@@ -224,6 +225,14 @@ impl Libvirt {
         if program == wanted {
             let arguments = machine::arguments(process.pid).map_err(os("read the arguments"))?;
             readback::check_arguments(&arguments, spec)?;
+            let user = machine::user(process.pid).map_err(os("read the user"))?;
+            if spec.uid != 0 && user != spec.uid {
+                return Err(VmmError::ReadBack {
+                    field: "the user of the VMM's process".to_owned(),
+                    wanted: spec.uid.to_string(),
+                    found: user.to_string(),
+                });
+            }
         } else if self.config.test_platform {
             tracing::warn!(
                 contract = %spec.id, emulator, program = %program.display(),
@@ -255,6 +264,7 @@ impl Libvirt {
             .map(|disk| takes_direct_io(&disk.path))
             .collect();
         let (_, qemu) = self.connection.versions(CALL).await?;
+        machine::give_files(spec)?;
         let tap = taps.lend(slot).await.map_err(|source| VmmError::Os {
             what: format!("lend the tap of slot {slot}"),
             source,
@@ -264,6 +274,7 @@ impl Libvirt {
             tap: &tap,
             direct_io: &direct_io,
             cx16: qemu >= CX16_RIGHT,
+            kvm_group: machine::group_of("/dev/kvm"),
         };
         let xml = domain::render(&self.config, spec, &place);
         let created = self.connection.create_paused(xml, create_deadline(spec)).await;
@@ -327,7 +338,8 @@ impl Vmm for Libvirt {
     }
 
     async fn support(&self) -> VmmSupport {
-        let versions = self.connection.versions(CALL).await;
+        // The first question after a boot starts libvirtd, which then asks every emulator what it can do.
+        let versions = self.connection.versions(CREATE).await;
         let accel = match self.accel {
             Accel::Kvm => "KVM",
             Accel::Tcg => "TCG",
@@ -357,6 +369,7 @@ impl Vmm for Libvirt {
                 tap: &tap,
                 direct_io: &[],
                 cx16: true,
+                kvm_group: machine::group_of("/dev/kvm"),
             },
         )
     }

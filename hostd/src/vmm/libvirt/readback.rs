@@ -247,6 +247,7 @@ mod tests {
                 tap: "t0",
                 direct_io: &[],
                 cx16: true,
+                kvm_group: None,
             },
         )
         .replace(">1024</memory>", ">1048576</memory>")
