@@ -1,10 +1,11 @@
-//! The command line. `run`, `config check` and `doctor --offline` work by themselves; every other verb asks the running
+//! The command line. `run`, `config check`, `device` and `doctor --offline` work by themselves; every other verb asks the running
 //! daemon over its socket and sees nothing that the API doesn't say.
 //!
 //! Exit codes: 0 done; 1 the daemon said no, or there is no such contract; 2 wrong usage or a bad config; 3 the daemon
 //! doesn't answer. `doctor`: 0 all well, 1 warnings, 2 faults (3 as above).
 
 pub(crate) mod client;
+mod device;
 mod evidence;
 mod key;
 mod log;
@@ -132,6 +133,9 @@ enum Verb {
     Inventory,
     /// Reserve the hugepages that the config asks for; for the unit decent-cloud-hugepages.service, at boot
     Hugepages,
+    /// PCI cards: which could go to a VM, and to hand one over by hand
+    #[command(subcommand)]
+    Device(device::Verb),
     /// What this host's TPM says: a quote with its event logs, for `attest verify`
     Evidence(evidence::Args),
     /// The host's own key, which the provider delegates to
@@ -312,6 +316,10 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
             print(&format!("{mib} MiB of 2 MiB pages are reserved\n"))?;
             return Ok(ExitCode::SUCCESS);
         }
+        Verb::Device(verb) => {
+            device::run(verb, cli.json).await?;
+            return Ok(ExitCode::SUCCESS);
+        }
         Verb::Key(verb) => {
             let shown = key::run(verb).map_err(Failure::Refused)?;
             show(cli.json, &shown, ToString::to_string)?;
@@ -453,6 +461,7 @@ async fn ask(client: &Client, verb: Verb, json: bool) -> Result<ExitCode, Failur
         | Verb::Config(_)
         | Verb::Evidence(_)
         | Verb::Hugepages
+        | Verb::Device(_)
         | Verb::Key(_)
         | Verb::Setup(_)
         | Verb::Seed(_)

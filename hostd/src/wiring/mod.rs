@@ -10,7 +10,7 @@ mod tpm;
 mod update;
 
 pub use self::agent::GuestAgent;
-pub use self::devices::Vfio;
+pub use self::devices::{Device, Vfio};
 pub use self::dns::Dns;
 pub use self::ledger::Ledger;
 pub use self::network::TenantNetworks;

@@ -90,6 +90,10 @@ const FILES: &[(&str, u32, &str)] = &[
         include_str!("../../../systemd/repart.d/40-state.conf"),
     ),
     systemd(
+        "usr/lib/modules-load.d/decent-cloud.conf",
+        include_str!("../../../systemd/modules-load.d/decent-cloud.conf"),
+    ),
+    systemd(
         "usr/lib/systemd/journald.conf.d/decent-cloud.conf",
         include_str!("../../../systemd/journald.conf.d/decent-cloud.conf"),
     ),
