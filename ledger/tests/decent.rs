@@ -47,6 +47,8 @@ impl World {
         let mut genesis = Genesis::demo("cli", 60, 1_790_000_000);
         for name in ["provider", "host", "dev"] {
             let made: Value = world.json(&["key", "new", "--out", &world.text(name)]);
+            let openssl = ["pkey", "-noout", "-in", &world.text(name)];
+            assert!(Command::new("openssl").args(openssl).status().unwrap().success());
             let principal = Principal::from_text(made["principal"].as_str().unwrap()).unwrap();
             if name == "dev" {
                 genesis.balances.push(InitialBalance {
@@ -534,6 +536,29 @@ fn a_developer_rents_watches_extends_and_cancels_and_the_money_adds_up() {
     let balance: Value = world.json(&["balance", &to]);
     assert_eq!(balance["balance"], 1_500_000_000u64);
     assert_eq!(world.fails("dev", &["transfer", &to, "1000"]).0, 1);
+
+    // Spending another's money, as far as it was approved.
+    let provider = world.client("provider").principal().to_text();
+    let developer = world.client("dev").principal().to_text();
+    let page = world.page("dev", &["approve", &provider, "2", "--expires", "1h"]);
+    assert!(page.contains("may spend 2 DCT"), "{page}");
+    let spend = ["transfer", &to, "0.5", "--from", &developer];
+    world.page("provider", &spend);
+    let left: Value = world.json(&["allowance", &provider]);
+    assert_eq!(left["allowance"], 1_499_990_000u64, "less the fee: {left}");
+    assert!(left["expires_at"].is_u64());
+    let page = world.page("provider", &["allowance", &provider, "--of", &developer]);
+    assert!(page.starts_with("1.49999 DCT, until "), "{page}");
+    world.page("dev", &["approve", &provider, "0"]);
+    let (code, error) = world.fails("provider", &spend);
+    assert!(code == 1 && error.contains("allowance is 0"), "{error}");
+
+    // The host's key was stolen.
+    let stolen = ["host", "retire", &to];
+    assert_eq!(world.fails("dev", &stolen).0, 1);
+    world.page("provider", &stolen);
+    assert!(!world.page("dev", &["offerings"]).contains("a small machine"));
+
     let info: LedgerInfo = world.json(&["info"]);
     assert!(info.demo && world.page("dev", &["info"]).contains("DEMO"));
 

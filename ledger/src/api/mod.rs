@@ -7,10 +7,12 @@
 //! | method | kind | who may call |
 //! |---|---|---|
 //! | `icrc1_*` | query, update | anyone; a transfer moves the caller's own tokens |
+//! | `icrc2_*` | query, update | anyone; a spender moves what was approved |
 //! | `ledger_info()` | query | anyone |
 //! | `register_provider(ProviderProfile)`, `register_developer()` | update | the account itself |
 //! | `register_host(HostDelegation)` | update | the host key that the delegation names |
 //! | `publish_offering(OfferingSpec)`, `withdraw_offering(nat64)` | update | the host, for itself |
+//! | `retire_host(principal)` | update | its provider |
 //! | `match_offerings(Request)`, `why_not(Request)` | query | anyone |
 //! | `rent(RentArgs)` | update | a developer; money goes to escrow |
 //! | `accept(ContractId)`, `refuse(RefuseArgs)` | update | the contract's host |
@@ -31,7 +33,7 @@
 //!
 //! | T | methods |
 //! |---|---|
-//! | `()` | `register_*`, `withdraw_offering`, `accept`, `refuse`, `vm_gone`, `released`, `heartbeat` |
+//! | `()` | `register_*`, `retire_host`, `withdraw_offering`, `accept`, `refuse`, `vm_gone`, `released`, `heartbeat` |
 //! | `OfferingId`, `ContractId`, `Digest32`, `Confirmation` | `publish_offering`, `rent`, `contract_nonce`, `submit_evidence` |
 //! | `Contract` (as it is now) | `extend`, `cancel`, `settle` |
 //! | `Digest32`, `HostVerified` | `host_nonce`, `submit_host_evidence` |

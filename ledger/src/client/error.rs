@@ -3,6 +3,8 @@
 use ic_agent::AgentError;
 use ic_agent::agent::{RejectCode, RejectResponse};
 use icrc_ledger_types::icrc1::transfer::TransferError;
+use icrc_ledger_types::icrc2::approve::ApproveError;
+use icrc_ledger_types::icrc2::transfer_from::TransferFromError;
 
 use crate::api::LedgerError;
 
@@ -43,6 +45,12 @@ pub enum ClientError {
     /// A token transfer was refused.
     #[error("transfer refused: {0}")]
     Transfer(TransferError),
+    /// Spending of another's tokens was refused.
+    #[error("transfer refused: {0}")]
+    TransferFrom(TransferFromError),
+    /// An approval was refused.
+    #[error("approval refused: {0}")]
+    Approve(ApproveError),
     /// Client and ledger speak different versions of a type.
     #[error("{method}: client and ledger disagree on the Candid types: {why}")]
     Candid {

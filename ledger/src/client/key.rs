@@ -123,7 +123,7 @@ impl Key {
         Ok(Self { identity, principal })
     }
 
-    /// Makes a new key; the answer is its PEM text (PKCS#8), a secret.
+    /// Makes a new key; the answer is its PEM text (PKCS#8 of version 1, which OpenSSL reads too), a secret.
     pub fn generate(kind: KeyKind) -> Result<String, KeyError> {
         // A random scalar is outside the curve's order with a chance below 2⁻³²; then another one is drawn.
         for _ in 0..8 {
@@ -132,7 +132,7 @@ impl Key {
             let pem = match kind {
                 KeyKind::Ed25519 => Some(
                     ic_ed25519::PrivateKey::deserialize_raw_32(&secret)
-                        .serialize_pkcs8_pem(ic_ed25519::PrivateKeyFormat::Pkcs8v2),
+                        .serialize_pkcs8_pem(ic_ed25519::PrivateKeyFormat::Pkcs8v1),
                 ),
                 KeyKind::P256 => p256::SecretKey::from_slice(&secret)
                     .ok()

@@ -3,13 +3,16 @@
 use candid::{Nat, Principal};
 use icrc_ledger_types::icrc1::account::Account;
 use icrc_ledger_types::icrc1::transfer::{TransferArg, TransferError};
+use icrc_ledger_types::icrc2::allowance::{Allowance, AllowanceArgs};
+use icrc_ledger_types::icrc2::approve::{ApproveArgs, ApproveError};
+use icrc_ledger_types::icrc2::transfer_from::{TransferFromArgs, TransferFromError};
 
 use super::{Arguments::One, Client, ClientError, NOTHING};
 use crate::api::{
     Amount, CheckIn, Confirmation, Contract, ContractId, Digest32, EvidenceRecord, ExtendArgs, HeartbeatArgs,
     HostDelegation, HostEvidenceArgs, HostInfo, HostVerified, Invariants, LedgerInfo, Match, Offering,
     OfferingId, OfferingSpec, PenaliseArgs, Penalty, ProviderProfile, RefuseArgs, RentArgs, Reputation,
-    Request, Rewards, SubmitEvidenceArgs, VmGoneArgs, WhyNot,
+    Request, Rewards, SubmitEvidenceArgs, TimeNs, VmGoneArgs, WhyNot,
 };
 
 /// What anyone may read.
@@ -32,6 +35,19 @@ impl Client {
     pub async fn balance_of(&self, account: Account) -> Result<Amount, ClientError> {
         let method = "icrc1_balance_of";
         amount(method, &self.query::<_, Nat>(method, One(account)).await?)
+    }
+
+    /// What `spender` may take from `account`, and until when (`icrc2_allowance`).
+    pub async fn allowance(
+        &self,
+        account: Account,
+        spender: Account,
+    ) -> Result<(Amount, Option<TimeNs>), ClientError> {
+        let method = "icrc2_allowance";
+        let answer: Allowance = self
+            .query(method, One(AllowanceArgs { account, spender }))
+            .await?;
+        Ok((amount(method, &answer.allowance)?, answer.expires_at))
     }
 
     /// Offerings that fit, best first.
@@ -109,9 +125,29 @@ impl Client {
         amount(method, &index.map_err(ClientError::Transfer)?)
     }
 
+    /// Lets another account spend from the caller's, in place of what it might before; the answer is the block's index
+    /// (`icrc2_approve`).
+    pub async fn approve(&self, approval: ApproveArgs) -> Result<u64, ClientError> {
+        let method = "icrc2_approve";
+        let index: Result<Nat, ApproveError> = self.update(method, One(approval)).await?;
+        amount(method, &index.map_err(ClientError::Approve)?)
+    }
+
+    /// Moves tokens of an account that has approved the caller; the answer is the block's index (`icrc2_transfer_from`).
+    pub async fn transfer_from(&self, transfer: TransferFromArgs) -> Result<u64, ClientError> {
+        let method = "icrc2_transfer_from";
+        let index: Result<Nat, TransferFromError> = self.update(method, One(transfer)).await?;
+        amount(method, &index.map_err(ClientError::TransferFrom)?)
+    }
+
     /// Registers the caller as a provider, or changes its profile.
     pub async fn register_provider(&self, profile: ProviderProfile) -> Result<(), ClientError> {
         self.update_result("register_provider", One(profile)).await
+    }
+
+    /// Ends a host key of the caller for ever; its contracts can be wound down.
+    pub async fn retire_host(&self, host: Principal) -> Result<(), ClientError> {
+        self.update_result("retire_host", One(host)).await
     }
 
     /// Registers the caller as a developer.

@@ -6,6 +6,9 @@ use candid::{CandidType, Nat, Principal};
 use icrc_ledger_types::icrc::generic_metadata_value::MetadataValue;
 use icrc_ledger_types::icrc1::account::Account;
 use icrc_ledger_types::icrc1::transfer::{TransferArg, TransferError};
+use icrc_ledger_types::icrc2::allowance::{Allowance, AllowanceArgs};
+use icrc_ledger_types::icrc2::approve::{ApproveArgs, ApproveError};
+use icrc_ledger_types::icrc2::transfer_from::{TransferFromArgs, TransferFromError};
 
 use crate::api::{
     CheckIn, Confirmation, Contract, ContractId, Digest32, EvidenceRecord, ExtendArgs, HeartbeatArgs,
@@ -79,6 +82,17 @@ pub fn interface() -> String {
         s.types.add::<Result<Nat, TransferError>>(),
     );
     s.add("icrc1_transfer", vec![], vec![arg], ret);
+    s.query::<AllowanceArgs, Allowance>("icrc2_allowance");
+    let (arg, ret) = (
+        s.types.add::<ApproveArgs>(),
+        s.types.add::<Result<Nat, ApproveError>>(),
+    );
+    s.add("icrc2_approve", vec![], vec![arg], ret);
+    let (arg, ret) = (
+        s.types.add::<TransferFromArgs>(),
+        s.types.add::<Result<Nat, TransferFromError>>(),
+    );
+    s.add("icrc2_transfer_from", vec![], vec![arg], ret);
 
     s.read::<LedgerInfo>("ledger_info");
     s.read::<Vec<Offering>>("offerings");
@@ -100,6 +114,7 @@ pub fn interface() -> String {
     s.add("register_developer", vec![], vec![], ret);
     s.update::<HostDelegation, ()>("register_host");
     s.update::<OfferingSpec, OfferingId>("publish_offering");
+    s.update::<Principal, ()>("retire_host");
     s.update::<OfferingId, ()>("withdraw_offering");
     s.update::<RentArgs, ContractId>("rent");
     s.update::<ContractId, ()>("accept");
@@ -154,6 +169,7 @@ mod tests {
             };
             assert_eq!(method_kind(name), Some(kind), "{method}");
         }
-        assert_eq!(starts.len(), 44, "{service}");
+        let all = crate::protocol::command::all_methods().count();
+        assert_eq!(starts.len(), all, "{service}");
     }
 }

@@ -1,8 +1,10 @@
 //! The update methods as typed commands, their replies, and how both look in Candid.
 
 use candid::de::{DecoderConfig, IDLDeserialize};
-use candid::{CandidType, Nat};
+use candid::{CandidType, Nat, Principal};
 use icrc_ledger_types::icrc1::transfer::{TransferArg, TransferError};
+use icrc_ledger_types::icrc2::approve::{ApproveArgs, ApproveError};
+use icrc_ledger_types::icrc2::transfer_from::{TransferFromArgs, TransferFromError};
 use serde::Deserialize;
 
 use super::block::ARGUMENT_MAX;
@@ -22,12 +24,18 @@ pub enum Command {
     Tick,
     /// `icrc1_transfer`.
     Transfer(TransferArg),
+    /// `icrc2_approve`.
+    Approve(ApproveArgs),
+    /// `icrc2_transfer_from`.
+    TransferFrom(TransferFromArgs),
     /// `register_provider`.
     RegisterProvider(ProviderProfile),
     /// `register_developer`.
     RegisterDeveloper,
     /// `register_host`.
     RegisterHost(HostDelegation),
+    /// `retire_host`.
+    RetireHost(Principal),
     /// `publish_offering`.
     PublishOffering(OfferingSpec),
     /// `withdraw_offering`.
@@ -71,6 +79,10 @@ pub enum Reply {
     Ticked(Ticked),
     /// `icrc1_transfer`: index of the block, or the standard's error.
     Transfer(Result<Nat, TransferError>),
+    /// `icrc2_approve`: the same.
+    Approve(Result<Nat, ApproveError>),
+    /// `icrc2_transfer_from`: the same.
+    TransferFrom(Result<Nat, TransferFromError>),
     /// Done; nothing to tell.
     Done,
     /// `publish_offering`.
@@ -131,6 +143,7 @@ const QUERIES: &[&str] = &[
     "icrc1_minting_account",
     "icrc1_balance_of",
     "icrc1_supported_standards",
+    "icrc2_allowance",
     "ledger_info",
     "match_offerings",
     "why_not",
@@ -149,9 +162,12 @@ const QUERIES: &[&str] = &[
 
 const UPDATES: &[&str] = &[
     "icrc1_transfer",
+    "icrc2_approve",
+    "icrc2_transfer_from",
     "register_provider",
     "register_developer",
     "register_host",
+    "retire_host",
     "publish_offering",
     "withdraw_offering",
     "rent",
@@ -234,9 +250,12 @@ impl Command {
     pub fn decode(method: &str, argument: &[u8]) -> Result<Self, Reject> {
         Ok(match method {
             "icrc1_transfer" => Self::Transfer(decode(method, argument)?),
+            "icrc2_approve" => Self::Approve(decode(method, argument)?),
+            "icrc2_transfer_from" => Self::TransferFrom(decode(method, argument)?),
             "register_provider" => Self::RegisterProvider(decode(method, argument)?),
             "register_developer" => nothing(method, argument).map(|()| Self::RegisterDeveloper)?,
             "register_host" => Self::RegisterHost(decode(method, argument)?),
+            "retire_host" => Self::RetireHost(decode(method, argument)?),
             "publish_offering" => Self::PublishOffering(decode(method, argument)?),
             "withdraw_offering" => Self::WithdrawOffering(decode(method, argument)?),
             "rent" => Self::Rent(decode(method, argument)?),
@@ -268,9 +287,12 @@ impl Command {
         match self {
             Self::Tick => (TICK, Vec::new()),
             Self::Transfer(a) => ("icrc1_transfer", encode(a)),
+            Self::Approve(a) => ("icrc2_approve", encode(a)),
+            Self::TransferFrom(a) => ("icrc2_transfer_from", encode(a)),
             Self::RegisterProvider(a) => ("register_provider", encode(a)),
             Self::RegisterDeveloper => ("register_developer", encode_nothing()),
             Self::RegisterHost(a) => ("register_host", encode(a)),
+            Self::RetireHost(a) => ("retire_host", encode(a)),
             Self::PublishOffering(a) => ("publish_offering", encode(a)),
             Self::WithdrawOffering(a) => ("withdraw_offering", encode(a)),
             Self::Rent(a) => ("rent", encode(a)),
@@ -301,6 +323,8 @@ pub fn encode_reply(result: &Result<Reply, LedgerError>) -> Vec<u8> {
         // `()` stands for every T here: Candid's variant subtyping lets each client read `Err` as its own type.
         Err(error) => encode(&Err::<(), &LedgerError>(error)),
         Ok(Reply::Transfer(result)) => encode(result),
+        Ok(Reply::Approve(result)) => encode(result),
+        Ok(Reply::TransferFrom(result)) => encode(result),
         Ok(Reply::Done) => ok(()),
         Ok(Reply::Ticked(ticked)) => ok(ticked),
         Ok(Reply::Offering(id)) => ok(id),

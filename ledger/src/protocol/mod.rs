@@ -22,7 +22,7 @@
 //! | [`command`] | updates, replies and queries by name, in Candid |
 //! | `state` | tables, derived indices, apply and replay |
 //! | `txn` | one command's changes beside the state |
-//! | `token` | ICRC-1 |
+//! | `token` | ICRC-1, ICRC-2 |
 //! | `registry` | providers, developers, hosts, heartbeats |
 //! | `offering` | offerings, prices, matching, why not |
 //! | `contract` | rent → accept → evidence → active → end |
@@ -36,7 +36,7 @@
 //! Always true after every block: supply = Σ balances; per contract funded = held + released + refunded and its escrow
 //! account holds exactly `held`; every contract that hasn't ended has a deadline.
 //!
-//! Not here: ICRC-2/3, governance, TDX, host quotes (the ledger issue).
+//! Not here: ICRC-3, governance, TDX, host quotes (the ledger issue).
 
 pub mod block;
 mod books;
@@ -74,9 +74,12 @@ impl txn::Txn<'_> {
         match command {
             Command::Tick => Err(txn::not_allowed("only the ledger itself does that")),
             Command::Transfer(args) => Ok(Reply::Transfer(self.transfer(caller, args))),
+            Command::Approve(args) => Ok(Reply::Approve(self.approve(caller, args))),
+            Command::TransferFrom(args) => Ok(Reply::TransferFrom(self.transfer_from(caller, args))),
             Command::RegisterProvider(profile) => self.register_provider(caller, profile).map(done),
             Command::RegisterDeveloper => self.register_developer(caller).map(done),
             Command::RegisterHost(delegation) => self.register_host(caller, delegation).map(done),
+            Command::RetireHost(host) => self.retire_host(caller, *host).map(done),
             Command::PublishOffering(spec) => self.publish_offering(caller, spec).map(Reply::Offering),
             Command::WithdrawOffering(id) => self.withdraw_offering(caller, *id).map(done),
             Command::Rent(args) => self.rent(caller, args).map(Reply::Contract),

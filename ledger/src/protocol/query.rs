@@ -3,6 +3,7 @@
 
 use candid::Principal;
 use icrc_ledger_types::icrc1::account::Account;
+use icrc_ledger_types::icrc2::allowance::{Allowance, AllowanceArgs};
 use serde::{Deserialize, Serialize};
 
 use super::command::{MethodKind, Reject, decode, encode};
@@ -120,10 +121,18 @@ impl State {
                 let account: Account = decode(method, argument)?;
                 encode(&candid::Nat::from(self.balance(&account)))
             }
-            "icrc1_supported_standards" => encode(&vec![Standard {
-                name: "ICRC-1".to_owned(),
-                url: "https://github.com/dfinity/ICRC-1/tree/main/standards/ICRC-1".to_owned(),
-            }]),
+            "icrc1_supported_standards" => encode(&["ICRC-1", "ICRC-2"].map(|name| Standard {
+                name: name.to_owned(),
+                url: format!("https://github.com/dfinity/ICRC-1/tree/main/standards/{name}"),
+            })),
+            "icrc2_allowance" => {
+                let args: AllowanceArgs = decode(method, argument)?;
+                let (allowance, expires_at) = self.allowance(&args.account, &args.spender, now);
+                encode(&Allowance {
+                    allowance: allowance.into(),
+                    expires_at,
+                })
+            }
             "ledger_info" => encode(&self.info(now)),
             "match_offerings" => {
                 encode(&self.match_offerings(caller, &decode::<Request>(method, argument)?, now))

@@ -125,6 +125,11 @@ impl Txn<'_> {
             .map_err(|error| invalid("statement", error.to_string()))?;
         crypto::verify(&delegation.provider_key, &message, &delegation.signature)
             .map_err(|error| invalid("signature", error.to_string()))?;
+        if self.retired.get(&(provider, caller)).is_some() {
+            return Err(not_allowed(
+                "the provider has retired this host key; the host needs a new one, and a delegation for it",
+            ));
+        }
         if self.providers.get(&provider).is_none() {
             self.register_provider(provider, &statement.profile)?;
         }
@@ -162,6 +167,42 @@ impl Txn<'_> {
             },
         };
         self.hosts.put(caller, host);
+        Ok(())
+    }
+
+    /// The key never acts for this provider again, whatever delegation it still has; its contracts can be wound down. Also
+    /// for a key that has not registered yet, such as one whose delegation was lost on the way; that costs the transfer fee,
+    /// since such keys could be made up without end.
+    pub(super) fn retire_host(&mut self, caller: Principal, id: Principal) -> Result<(), LedgerError> {
+        if self.providers.get(&caller).is_none() {
+            return Err(not_allowed("only a registered provider has hosts"));
+        }
+        if self.retired.get(&(caller, id)).is_some() {
+            return Ok(());
+        }
+        if let Some(host) = self.hosts.get(&id) {
+            if host.provider != caller {
+                return Err(not_allowed(format!(
+                    "this host belongs to provider {}",
+                    host.provider
+                )));
+            }
+            let offered = host.offering;
+            let host = Host {
+                delegated_until: host.delegated_until.min(self.now),
+                draining: true,
+                offering: None,
+                verified: None,
+                ..host.clone()
+            };
+            self.hosts.put(id, host);
+            if let Some(offering) = offered {
+                self.offerings.remove(offering);
+            }
+        } else {
+            self.charge(caller, self.state.genesis.parameters.transfer_fee)?;
+        }
+        self.retired.put((caller, id), self.now);
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::block::{Block, hash};
 use super::command::{Command, Reject, Reply, TICK, committed_reply, encode_reply};
 use super::genesis::{Genesis, GenesisError};
+use super::token::Allowance;
 use super::txn::{Changes, Txn, account, not_allowed};
 use crate::api::{
     Amount, Contract, ContractId, ContractState, Digest32, EvidenceRecord, HostVerified, LedgerError,
@@ -120,9 +121,13 @@ pub struct State {
     chain: Chain,
     pub(super) counters: Counters,
     pub(super) balances: BTreeMap<Account, Amount>,
+    /// What the second account may take from the first.
+    pub(super) allowances: BTreeMap<(Account, Account), Allowance>,
     pub(super) providers: BTreeMap<Principal, Provider>,
     pub(super) developers: BTreeMap<Principal, TimeNs>,
     pub(super) hosts: BTreeMap<Principal, Host>,
+    /// Host keys that their provider never wants to hear of again, and since when: by provider, and host.
+    pub(super) retired: BTreeMap<(Principal, Principal), TimeNs>,
     /// The last verified evidence of each host; it is too long to stand in `hosts`.
     pub(super) host_evidence: BTreeMap<Principal, EvidenceRecord>,
     pub(super) offerings: BTreeMap<OfferingId, StoredOffering>,
@@ -196,9 +201,11 @@ impl State {
                 carried: 0,
             },
             balances,
+            allowances: BTreeMap::new(),
             providers: BTreeMap::new(),
             developers: BTreeMap::new(),
             hosts: BTreeMap::new(),
+            retired: BTreeMap::new(),
             host_evidence: BTreeMap::new(),
             offerings: BTreeMap::new(),
             contracts: BTreeMap::new(),
@@ -290,7 +297,7 @@ impl State {
         let mut txn = Txn::new(self, now);
         let result = txn.execute(caller, &command);
         let keep = match &result {
-            Ok(Reply::Transfer(Err(_))) => false,
+            Ok(Reply::Transfer(Err(_)) | Reply::Approve(Err(_)) | Reply::TransferFrom(Err(_))) => false,
             Ok(_) | Err(LedgerError::EvidenceRefused { .. }) => true,
             Err(_) => false,
         };
@@ -401,9 +408,11 @@ impl State {
         }
         self.counters = changes.counters;
         merge(&mut self.balances, changes.balances);
+        merge(&mut self.allowances, changes.allowances);
         merge(&mut self.providers, changes.providers);
         merge(&mut self.developers, changes.developers);
         merge(&mut self.hosts, changes.hosts);
+        merge(&mut self.retired, changes.retired);
         merge(&mut self.host_evidence, changes.host_evidence);
         merge(&mut self.offerings, changes.offerings);
         merge(&mut self.contracts, changes.contracts);

@@ -9,6 +9,7 @@ use candid::Principal;
 use icrc_ledger_types::icrc1::account::Account;
 
 use super::state::{Counters, Host, Provider, Record, State, StoredOffering};
+use super::token::Allowance;
 use crate::api::{Amount, ContractId, Digest32, EvidenceRecord, LedgerError, OfferingId, Reputation, TimeNs};
 
 /// A table as one command sees it.
@@ -42,9 +43,11 @@ impl<'a, K: Ord + Clone, V: Clone> Overlay<'a, K, V> {
 pub(super) struct Changes {
     pub(super) counters: Counters,
     pub(super) balances: BTreeMap<Account, Option<Amount>>,
+    pub(super) allowances: BTreeMap<(Account, Account), Option<Allowance>>,
     pub(super) providers: BTreeMap<Principal, Option<Provider>>,
     pub(super) developers: BTreeMap<Principal, Option<TimeNs>>,
     pub(super) hosts: BTreeMap<Principal, Option<Host>>,
+    pub(super) retired: BTreeMap<(Principal, Principal), Option<TimeNs>>,
     pub(super) host_evidence: BTreeMap<Principal, Option<EvidenceRecord>>,
     pub(super) offerings: BTreeMap<OfferingId, Option<StoredOffering>>,
     pub(super) contracts: BTreeMap<ContractId, Option<Record>>,
@@ -71,9 +74,11 @@ pub(super) struct Txn<'a> {
     pub(super) now: TimeNs,
     pub(super) counters: Counters,
     pub(super) balances: Overlay<'a, Account, Amount>,
+    pub(super) allowances: Overlay<'a, (Account, Account), Allowance>,
     pub(super) providers: Overlay<'a, Principal, Provider>,
     pub(super) developers: Overlay<'a, Principal, TimeNs>,
     pub(super) hosts: Overlay<'a, Principal, Host>,
+    pub(super) retired: Overlay<'a, (Principal, Principal), TimeNs>,
     pub(super) host_evidence: Overlay<'a, Principal, EvidenceRecord>,
     pub(super) offerings: Overlay<'a, OfferingId, StoredOffering>,
     pub(super) contracts: Overlay<'a, ContractId, Record>,
@@ -91,9 +96,11 @@ impl<'a> Txn<'a> {
             now,
             counters: state.counters,
             balances: Overlay::over(&state.balances),
+            allowances: Overlay::over(&state.allowances),
             providers: Overlay::over(&state.providers),
             developers: Overlay::over(&state.developers),
             hosts: Overlay::over(&state.hosts),
+            retired: Overlay::over(&state.retired),
             host_evidence: Overlay::over(&state.host_evidence),
             offerings: Overlay::over(&state.offerings),
             contracts: Overlay::over(&state.contracts),
@@ -109,9 +116,11 @@ impl<'a> Txn<'a> {
     pub(super) fn finish(self) -> Changes {
         let dirty = self.counters != self.state.counters
             || !self.balances.writes.is_empty()
+            || !self.allowances.writes.is_empty()
             || !self.providers.writes.is_empty()
             || !self.developers.writes.is_empty()
             || !self.hosts.writes.is_empty()
+            || !self.retired.writes.is_empty()
             || !self.host_evidence.writes.is_empty()
             || !self.offerings.writes.is_empty()
             || !self.contracts.writes.is_empty()
@@ -123,9 +132,11 @@ impl<'a> Txn<'a> {
         Changes {
             counters: self.counters,
             balances: self.balances.writes,
+            allowances: self.allowances.writes,
             providers: self.providers.writes,
             developers: self.developers.writes,
             hosts: self.hosts.writes,
+            retired: self.retired.writes,
             host_evidence: self.host_evidence.writes,
             offerings: self.offerings.writes,
             contracts: self.contracts.writes,

@@ -5,6 +5,7 @@
 )]
 
 mod crash;
+mod standard;
 mod world;
 
 use std::time::{Duration, Instant};

@@ -24,8 +24,14 @@ impl Place {
     }
 
     pub(crate) fn with_rate(rate: u32) -> Self {
-        let rich = Key::from_pem(&Key::generate(KeyKind::Ed25519).unwrap()).unwrap();
-        let mut genesis = Genesis::demo("test", rate, 1_790_000_000);
+        Self::with_clock(rate, 1_790_000_000)
+    }
+
+    /// A ledger whose clock begins at `start`, in seconds since 1970, and runs `rate` times as fast as the wall clock.
+    pub(crate) fn with_clock(rate: u32, start: u64) -> Self {
+        let pem = Key::generate(KeyKind::Ed25519).unwrap();
+        let rich = Key::from_pem(&pem).unwrap();
+        let mut genesis = Genesis::demo("test", rate, start);
         genesis.balances.push(InitialBalance {
             owner: rich.principal(),
             amount: 1_000 * DCT,
@@ -33,11 +39,17 @@ impl Place {
         });
         let dir = tempfile::tempdir().unwrap();
         node::init(&dir.path().join("ledger"), &genesis, "http://127.0.0.1:1").unwrap();
+        std::fs::write(dir.path().join("rich.pem"), pem).unwrap();
         Self { dir, rich }
     }
 
     pub(crate) fn path(&self) -> PathBuf {
         self.dir.path().join("ledger")
+    }
+
+    /// The key of `rich` as a file.
+    pub(crate) fn rich_pem(&self) -> PathBuf {
+        self.dir.path().join("rich.pem")
     }
 
     pub(crate) async fn serve(&self) -> Running {

@@ -64,6 +64,30 @@ pub(crate) enum Command {
         /// DCT
         #[arg(value_parser = parse::amount)]
         amount: u64,
+        /// Not from your account, but from one that has approved you (ICRC-2)
+        #[arg(long, value_name = "ACCOUNT")]
+        from: Option<Account>,
+    },
+    /// Let somebody spend your DCT, transfer fees included (ICRC-2)
+    #[command(after_help = "\
+It takes the place of what they might spend before; 0 ends it. It is no promise that the DCT are there.")]
+    Approve {
+        /// Who may: a principal, or an ICRC-1 account
+        spender: Account,
+        /// DCT
+        #[arg(value_parser = parse::amount)]
+        amount: u64,
+        /// Until then: 30d, 12h, or @SECONDS since 1970
+        #[arg(long, value_parser = parse::expiry)]
+        expires: Option<parse::Expiry>,
+    },
+    /// How much of an account's DCT somebody else may spend (ICRC-2)
+    Allowance {
+        /// Who may: a principal, or an ICRC-1 account
+        spender: Account,
+        /// Of this account, in place of yours
+        #[arg(long, value_name = "ACCOUNT")]
+        of: Option<Account>,
     },
     /// Be a provider
     #[command(subcommand)]
@@ -179,6 +203,11 @@ pub(crate) enum HostCommand {
         /// Where to write it: Candid, for hostd's `delegation`
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
+    },
+    /// End a host's key for ever: stolen, lost, or sold. It takes no contracts any more; those that it has can end
+    Retire {
+        /// Its principal
+        host: Principal,
     },
     /// One host: whose it is, and what the ledger verified of what it runs
     Show {

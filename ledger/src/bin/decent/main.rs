@@ -5,6 +5,7 @@
 //! | `args` | what can be typed |
 //! | `parse` | amounts, periods, ports and other values, strictly |
 //! | `run` | what the commands do |
+//! | `host`, `token` | those about hosts' evidence, and about tokens |
 //! | `show` | pages for people; with `--json` the types of `ledger::api` are printed instead |
 
 mod args;
@@ -12,6 +13,7 @@ mod host;
 mod parse;
 mod run;
 mod show;
+mod token;
 
 use std::process::ExitCode;
 
@@ -45,5 +47,11 @@ fn main() -> ExitCode {
 
 /// Whether a client's error is the ledger's answer.
 fn is_refusal(error: &ClientError) -> bool {
-    matches!(error, ClientError::Refused(_) | ClientError::Transfer(_))
+    matches!(
+        error,
+        ClientError::Refused(_)
+            | ClientError::Transfer(_)
+            | ClientError::TransferFrom(_)
+            | ClientError::Approve(_)
+    )
 }

@@ -5,10 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use candid::{Nat, Principal};
+use candid::Principal;
 use clap::CommandFactory;
-use icrc_ledger_types::icrc1::account::Account;
-use icrc_ledger_types::icrc1::transfer::{TransferArg, TransferError};
 use ledger::api::{
     Contract, ContractId, ContractState, EvidenceRecord, ExtendArgs, Grade, HostStatement, ImageRef,
     PenaliseArgs, RentArgs, TimeNs, TpmName, USER_DATA_MAX,
@@ -39,7 +37,7 @@ pub(crate) fn refused(error: &anyhow::Error) -> bool {
 }
 
 /// Settings and where results go.
-struct Session {
+pub(crate) struct Session {
     ledger: Option<PathBuf>,
     key: Option<PathBuf>,
     json: bool,
@@ -59,7 +57,13 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<()> {
             session.print(&info, || show::info(&info))
         }
         Command::Balance { account } => session.balance(account).await,
-        Command::Transfer { to, amount } => session.transfer(to, amount).await,
+        Command::Transfer { to, amount, from } => session.transfer(from, to, amount).await,
+        Command::Approve {
+            spender,
+            amount,
+            expires,
+        } => session.approve(spender, amount, expires).await,
+        Command::Allowance { spender, of } => session.allowance(of, spender).await,
         Command::Provider(ProviderCommand::Register { profile }) => {
             let (client, profile) = (session.signer()?, parse::profile(&profile)?);
             repeat(|| client.register_provider(profile.clone())).await?;
@@ -81,6 +85,13 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<()> {
             session
                 .delegate(&host_key, &profile, attestation_key, expires, &out)
                 .await
+        }
+        Command::Host(HostCommand::Retire { host }) => {
+            let client = session.signer()?;
+            repeat(|| client.retire_host(host)).await?;
+            session.print(&json!({ "retired": host }), || {
+                format!("{host} never acts for you again\n")
+            })
         }
         Command::Host(HostCommand::Show { host }) => {
             let client = session.reader()?;
@@ -155,7 +166,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<()> {
 }
 
 /// Repeats a call that the ledger recognises when it comes again, while the way to the ledger is broken.
-async fn repeat<T, F: Future<Output = Result<T, ClientError>>>(
+pub(crate) async fn repeat<T, F: Future<Output = Result<T, ClientError>>>(
     mut call: impl FnMut() -> F,
 ) -> Result<T, ClientError> {
     let mut attempt = 1;
@@ -173,7 +184,7 @@ async fn repeat<T, F: Future<Output = Result<T, ClientError>>>(
 
 impl Session {
     /// Prints a result: JSON of the type itself, or a page.
-    fn print<T: Serialize>(&self, value: &T, page: impl FnOnce() -> String) -> anyhow::Result<()> {
+    pub(crate) fn print<T: Serialize>(&self, value: &T, page: impl FnOnce() -> String) -> anyhow::Result<()> {
         let mut out = std::io::stdout().lock();
         if self.json {
             writeln!(out, "{}", serde_json::to_string(value)?)?;
@@ -191,7 +202,7 @@ impl Session {
         Ok(ClientFile::read(path)?)
     }
 
-    fn own_key(&self) -> anyhow::Result<Key> {
+    pub(crate) fn own_key(&self) -> anyhow::Result<Key> {
         let path = self.key.as_deref().context(
             "who are you? Give --key PEM, or set DECENT_KEY; `decent key new --out PEM` makes a key",
         )?;
@@ -199,7 +210,7 @@ impl Session {
     }
 
     /// A client that may be nobody.
-    fn reader(&self) -> anyhow::Result<Client> {
+    pub(crate) fn reader(&self) -> anyhow::Result<Client> {
         let key = if self.key.is_some() {
             self.own_key()?
         } else {
@@ -209,7 +220,7 @@ impl Session {
     }
 
     /// A client that must be somebody.
-    fn signer(&self) -> anyhow::Result<Client> {
+    pub(crate) fn signer(&self) -> anyhow::Result<Client> {
         Ok(Client::connect(self.ledger_file()?.with_key(self.own_key()?))?)
     }
 
@@ -247,41 +258,20 @@ impl Session {
         )
     }
 
-    async fn balance(&self, account: Option<Account>) -> anyhow::Result<()> {
-        let account = match account {
-            Some(account) => account,
-            None => Account {
-                owner: self.own_key()?.principal(),
-                subaccount: None,
-            },
-        };
-        let balance = self.reader()?.balance_of(account).await?;
-        self.print(
-            &json!({ "account": account.to_string(), "balance": balance }),
-            || format!("{}\n", show::dct(balance)),
-        )
-    }
-
-    async fn transfer(&self, to: Account, amount: u64) -> anyhow::Result<()> {
-        let client = self.signer()?;
-        // With a time and a memo the ledger recognises the same transfer when it comes again (ICRC-1 deduplication).
-        let transfer = TransferArg {
-            from_subaccount: None,
-            to,
-            fee: None,
-            created_at_time: Some(client.info().await?.now),
-            memo: Some(random()?.to_be_bytes().to_vec().into()),
-            amount: Nat::from(amount),
-        };
-        let block = match repeat(|| client.transfer(transfer.clone())).await {
-            Err(ClientError::Transfer(TransferError::Duplicate { duplicate_of })) => {
-                u64::try_from(duplicate_of.0).context("a block's index does not fit 64 bits")?
+    /// On the ledger's clock.
+    pub(crate) async fn time_of(&self, expiry: parse::Expiry) -> anyhow::Result<TimeNs> {
+        let too_far = "that is too far ahead";
+        let nanos = |seconds: u64| seconds.checked_mul(1_000_000_000).context(too_far);
+        match expiry {
+            parse::Expiry::At(seconds) => nanos(seconds),
+            parse::Expiry::In(seconds) => {
+                let info = self.reader()?.info().await;
+                let now = info
+                    .context("the ledger's time is needed; or give --expires @SECONDS")?
+                    .now;
+                now.checked_add(nanos(seconds)?).context(too_far)
             }
-            other => other?,
-        };
-        self.print(&json!({ "block": block }), || {
-            format!("{} sent to {to}, block {block}\n", show::dct(amount))
-        })
+        }
     }
 
     async fn delegate(
@@ -294,20 +284,7 @@ impl Session {
     ) -> anyhow::Result<()> {
         let (provider, file) = (self.own_key()?, self.ledger_file()?);
         let (host, profile) = (host_principal(host)?, parse::profile(profile)?);
-        let too_far = "that is too far ahead";
-        let nanos = |seconds: u64| seconds.checked_mul(1_000_000_000).context(too_far);
-        let expires_at: TimeNs = match expires {
-            parse::Expiry::At(seconds) => nanos(seconds)?,
-            parse::Expiry::In(seconds) => {
-                let now = self
-                    .reader()?
-                    .info()
-                    .await
-                    .context("the ledger's time is needed; or give --expires @SECONDS")?
-                    .now;
-                now.checked_add(nanos(seconds)?).context(too_far)?
-            }
-        };
+        let expires_at = self.time_of(expires).await?;
         let statement = HostStatement {
             ledger: file.canister_id,
             profile,
@@ -561,7 +538,7 @@ fn write_evidence(
     })
 }
 
-fn random() -> anyhow::Result<u64> {
+pub(crate) fn random() -> anyhow::Result<u64> {
     getrandom::u64().map_err(|error| anyhow::anyhow!("no random numbers from the operating system: {error}"))
 }
 

@@ -3,6 +3,8 @@
 
 use icrc_ledger_types::icrc1::account::Account;
 use icrc_ledger_types::icrc1::transfer::TransferArg;
+use icrc_ledger_types::icrc2::approve::ApproveArgs;
+use icrc_ledger_types::icrc2::transfer_from::TransferFromArgs;
 use proptest::prelude::*;
 
 use super::*;
@@ -36,6 +38,18 @@ enum Step {
         to: u8,
         amount: u64,
         created: Option<u64>,
+    },
+    Approve {
+        who: u8,
+        spender: u8,
+        amount: u64,
+        expires: Option<u64>,
+    },
+    Spend {
+        who: u8,
+        from: u8,
+        to: u8,
+        amount: u64,
     },
     Publish {
         vm_hour: u64,
@@ -72,6 +86,10 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(who, which, period_s, memo)| Step::Extend { who, which, period_s, memo }),
         2 => (who.clone(), 0..8u8, prop_oneof![0..100_000u64, any::<u64>()], any::<Option<u64>>())
             .prop_map(|(who, to, amount, created)| Step::Transfer { who, to, amount, created }),
+        2 => (who.clone(), 0..8u8, prop_oneof![0..100_000u64, any::<u64>()], any::<Option<u64>>())
+            .prop_map(|(who, spender, amount, expires)| Step::Approve { who, spender, amount, expires }),
+        3 => (who.clone(), 0..8u8, 0..8u8, prop_oneof![0..100_000u64, any::<u64>()])
+            .prop_map(|(who, from, to, amount)| Step::Spend { who, from, to, amount }),
         1 => (0..3u64, 1..9u32).prop_map(|(vm_hour, vcpus)| Step::Publish { vm_hour, vcpus }),
         1 => any::<bool>().prop_map(|draining| Step::Heartbeat { draining }),
         2 => who.clone().prop_map(|who| Step::CheckIn { who }),
@@ -89,6 +107,19 @@ fn run(world: &mut World, contracts: &mut Vec<ContractId>, step: &Step) {
         principal("stranger"),
     ];
     let person = |n: u8| people[usize::from(n) % people.len()];
+    let escrow = contracts.first().map(|id| Account {
+        owner: ledger(),
+        subaccount: Some(id.0),
+    });
+    let some_account = |n: u8| match n {
+        5 => escrow.unwrap_or(account(ledger())),
+        6 => account(ledger()),
+        7 => Account {
+            owner: people[1],
+            subaccount: Some([1; 32]),
+        },
+        n => account(person(n)),
+    };
     let pick = |which: u8| {
         contracts
             .get(usize::from(which) % contracts.len().max(1))
@@ -193,28 +224,65 @@ fn run(world: &mut World, contracts: &mut Vec<ContractId>, step: &Step) {
             amount,
             created,
         } => {
-            let escrow = contracts.first().map(|id| Account {
-                owner: ledger(),
-                subaccount: Some(id.0),
-            });
-            let to = match to {
-                5 => escrow.unwrap_or(account(ledger())),
-                6 => account(ledger()),
-                7 => Account {
-                    owner: world.other,
-                    subaccount: Some([1; 32]),
-                },
-                n => account(person(*n)),
-            };
             let args = TransferArg {
                 from_subaccount: None,
-                to,
+                to: some_account(*to),
                 fee: None,
                 created_at_time: *created,
                 memo: None,
                 amount: (*amount).into(),
             };
             let _ = world.apply(person(*who), Command::Transfer(args));
+        }
+        Step::Approve {
+            who,
+            spender,
+            amount,
+            expires,
+        } => {
+            let args = ApproveArgs {
+                from_subaccount: None,
+                spender: some_account(*spender),
+                amount: (*amount).into(),
+                expected_allowance: None,
+                expires_at: *expires,
+                fee: None,
+                memo: None,
+                created_at_time: None,
+            };
+            let _ = world.apply(person(*who), Command::Approve(args));
+        }
+        Step::Spend {
+            who,
+            from,
+            to,
+            amount,
+        } => {
+            let (spender, from) = (account(person(*who)), some_account(*from));
+            let allowed = world.state.allowance(&from, &spender, world.now).0;
+            let args = TransferFromArgs {
+                spender_subaccount: None,
+                from,
+                to: some_account(*to),
+                amount: (*amount).into(),
+                fee: None,
+                memo: None,
+                created_at_time: None,
+            };
+            let reply = world.apply(person(*who), Command::TransferFrom(args));
+            if let Ok(Reply::TransferFrom(Ok(_))) = reply
+                && spender != from
+            {
+                let fee = world.state.genesis().parameters.transfer_fee;
+                let burns = some_account(*to) == world.state.minting_account();
+                let spent = if burns { *amount } else { *amount + fee };
+                let left = world.state.allowance(&from, &spender, world.now).0;
+                assert_eq!(
+                    allowed.checked_sub(spent),
+                    Some(left),
+                    "more was spent than approved"
+                );
+            }
         }
         Step::Publish { vm_hour, vcpus } => {
             let mut spec = spec();

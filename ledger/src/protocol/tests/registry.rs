@@ -201,6 +201,72 @@ fn after_its_delegation_a_host_can_only_wind_down() {
 }
 
 #[test]
+fn a_retired_host_key_never_acts_for_its_provider_again() {
+    let mut world = World::new();
+    let id = world.active();
+    let (host, provider) = (world.host, world.provider);
+    world.refused(
+        world.developer,
+        Command::RetireHost(host),
+        "only a registered provider",
+    );
+    let stranger = delegation(7, principal("other host"), "other.example");
+    world.ok(principal("other host"), Command::RegisterHost(stranger));
+    let other = world.state.hosts[&principal("other host")].provider;
+    world.refused(other, Command::RetireHost(host), "belongs to provider");
+    world.ok(provider, Command::RetireHost(host));
+    world.again(provider, Command::RetireHost(host));
+    // Nothing new, neither with the delegation that it has nor with a longer one: a thief has the key.
+    world.refused(host, Command::PublishOffering(spec()), "delegation has expired");
+    assert!(world.state.offerings.is_empty());
+    let mut longer = delegation(1, host, "p.example").statement;
+    longer.expires_at += SECOND;
+    for statement in [delegation(1, host, "p.example").statement, longer] {
+        world.refused(
+            host,
+            Command::RegisterHost(sign(1, statement)),
+            "has retired this host key",
+        );
+    }
+    // What runs there ends in order.
+    world.ok(
+        host,
+        Command::VmGone(VmGoneArgs {
+            contract: id,
+            reason: "stolen".into(),
+        }),
+    );
+    world.ok(host, Command::Released(id));
+    // A key that never registered, whose delegation was lost on the way.
+    let lost = principal("lost host");
+    world.refused(provider, Command::RetireHost(lost), "insufficient funds");
+    let money = icrc_ledger_types::icrc1::transfer::TransferArg {
+        from_subaccount: None,
+        to: account(provider),
+        fee: None,
+        created_at_time: None,
+        memo: None,
+        amount: DCT.into(),
+    };
+    world.ok(world.developer, Command::Transfer(money));
+    let before = world.money(provider);
+    world.ok(provider, Command::RetireHost(lost));
+    world.again(provider, Command::RetireHost(lost));
+    let fee = world.state.genesis().parameters.transfer_fee;
+    assert_eq!(
+        world.money(provider),
+        before - fee,
+        "it could be anybody's key: it costs"
+    );
+    world.refused(
+        lost,
+        Command::RegisterHost(delegation(1, lost, "p.example")),
+        "has retired this host key",
+    );
+    world.assert_replay();
+}
+
+#[test]
 fn heartbeats_that_say_nothing_new_make_a_block_a_minute() {
     let mut world = World::new();
     let beat = HeartbeatArgs {
