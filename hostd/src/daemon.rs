@@ -136,15 +136,6 @@ pub fn adapters(config: &Config) -> Vec<Arc<dyn Vmm>> {
         .collect()
 }
 
-/// What each adapter can host here.
-pub async fn support(vmms: &[Arc<dyn Vmm>]) -> Vec<VmmSupport> {
-    let mut found = Vec::with_capacity(vmms.len());
-    for vmm in vmms {
-        found.push(vmm.support().await);
-    }
-    found
-}
-
 /// The ledger's client with the host's key, and its principal.
 pub fn connect(config: &Config) -> Result<(Client, String), DaemonError> {
     let ledger = &config.ledger;
@@ -226,7 +217,7 @@ pub fn capacity(config: &Config, inventory: &Inventory, storage_bytes: u64) -> C
     let gpus = inventory
         .gpus
         .iter()
-        .filter(|gpu| gpu.is_compute())
+        .filter(|gpu| gpu.is_for_sale())
         .map(|gpu| gpu.pci.address.clone());
     let usable = storage_bytes.saturating_sub(config.storage.keep_free_bytes);
     Capacity {
@@ -303,7 +294,7 @@ pub async fn run(config: Config, events: Events) -> Result<(), DaemonError> {
         network.map_err(|e| DaemonError::Network(chain(&e)))?,
     )));
     let vmms = adapters(&config);
-    let support = support(&vmms).await;
+    let support = crate::vmm::support(&vmms).await;
     let total = store
         .space()
         .await
@@ -365,7 +356,7 @@ pub async fn run(config: Config, events: Events) -> Result<(), DaemonError> {
         net,
         facts,
         capacity,
-        support,
+        support: std::sync::Mutex::new(support),
         deadlines: config.deadlines,
         timing,
         launches: Semaphore::new(config.vmm.parallel_launches.unwrap_or(cpus.max(2))),
@@ -376,7 +367,6 @@ pub async fn run(config: Config, events: Events) -> Result<(), DaemonError> {
         metrics: Metrics::default(),
         heartbeat_now: Notify::new(),
     });
-    let spec = offering_spec(&config, &ctx, &inventory);
     let heartbeat_every = Duration::from_secs(config.host.heartbeat_s);
     let (registration_sender, registration) = watch::channel(Registration::default());
     let (handle, supervisor) = supervise(ctx.clone());
@@ -414,7 +404,7 @@ pub async fn run(config: Config, events: Events) -> Result<(), DaemonError> {
     tasks.spawn(offering::offer(
         ctx.clone(),
         delegation,
-        spec,
+        app.clone(),
         heartbeat_every,
         registration_sender,
     ));

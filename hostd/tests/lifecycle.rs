@@ -214,7 +214,7 @@ async fn a_launch_that_fails_is_undone_and_refunded() {
     let told = world.state().told.last().cloned().expect("a reason").1;
     assert_eq!(
         told,
-        "provisioning failed in step launch: vm.boot failed: simulated"
+        "provisioning failed in step launch: vm.boot failed: simulated, in two lines"
     );
     let record = life.journal.record(id(1)).await.unwrap().unwrap();
     assert!(matches!(

@@ -60,6 +60,8 @@ pub struct Options {
     pub programs: PathBuf,
     /// Another hostd than the one in that folder.
     pub hostd: Option<PathBuf>,
+    /// Where hostd looks for its VMM, if not in that folder.
+    pub vmm: Option<PathBuf>,
     /// The ledger's clock runs so many times as fast as the wall clock.
     pub clock_rate: u32,
     /// GiB of the file system for disks: an ext4 in a sparse file. Disks are reserved there as they are on a real host, and
@@ -80,6 +82,7 @@ impl Options {
             prefix: prefix.to_owned(),
             programs,
             hostd: None,
+            vmm: None,
             clock_rate: 1,
             storage_gib: 17, // what the file system takes for itself, and 16 disks
             ingress: false,
@@ -540,6 +543,10 @@ fn make_storage(world: &World, gib: u32) -> Result<()> {
 
 fn write_config(world: &World, options: &Options, client: &ClientFile) -> Result<PathBuf> {
     let dir = world.dir().display();
+    let fake = match &options.vmm {
+        Some(path) => path.clone(),
+        None => world.program("fake-cloud-hypervisor")?,
+    };
     let haproxy = if options.ingress {
         format!(
             "[network.haproxy]\nbinary = \"/usr/sbin/haproxy\"\nrun_dir = \"{dir}/run/haproxy\"\nmanage = \"spawn\"\n\
@@ -609,7 +616,7 @@ storage_gib = 100_000
         canister = client.canister_id,
         root_key = hex::encode(&client.root_key),
         prefix = world.prefix(),
-        fake = world.program("fake-cloud-hypervisor")?.display(),
+        fake = fake.display(),
         more = options.more_config,
     );
     let path = world.path("hostd.toml");

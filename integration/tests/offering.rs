@@ -25,6 +25,33 @@ fn the_offered_storage_follows_the_file_system() {
     fleet.remove().unwrap();
 }
 
+/// Goal: a host that can't run VMs when hostd starts offers as soon as it can, without anybody's help. Method: the VMM isn't
+/// there yet.
+#[test]
+fn a_host_whose_vmm_comes_late_offers_then() {
+    let demo = PathBuf::from(env!("CARGO_BIN_EXE_demo"));
+    let programs = demo.parent().unwrap();
+    let late = tempfile::tempdir().unwrap();
+    let vmm = late.path().join("vmm");
+    let mut fleet = Fleet::start(&Options {
+        vmm: Some(vmm.clone()),
+        ..Options::new("dclv", programs.to_owned())
+    })
+    .unwrap();
+    fleet.start_hostd(None).unwrap();
+    let trouble = wait_for("hostd to say why", Duration::from_secs(30), || {
+        Ok(fleet
+            .status()
+            .ok()
+            .and_then(|status| status.ledger.registration_trouble))
+    })
+    .unwrap();
+    assert!(trouble.contains("no kind of VM can be hosted here"), "{trouble}");
+    std::os::unix::fs::symlink(programs.join("fake-cloud-hypervisor"), &vmm).unwrap();
+    fleet.wait_offering(Duration::from_secs(30)).unwrap();
+    fleet.remove().unwrap();
+}
+
 fn offered(fleet: &Fleet) -> Result<u64> {
     Ok(fleet.offered()?.capacity.storage_gib)
 }

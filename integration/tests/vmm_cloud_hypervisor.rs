@@ -2,7 +2,7 @@
 //! `HOSTD_CLOUD_HYPERVISOR`, or `cloud-hypervisor` on the `PATH`. Where there is none, the tests that need it say loudly
 //! that they were skipped.
 //!
-//! `HOSTD_CH_IMAGE` names a tenant image (`make image`) for the guest. On a machine whose CPU can't run guests (FACTS 1)
+//! `HOSTD_CH_IMAGE` names a tenant image (`make tenant-image`) for the guest. On a machine whose CPU can't run guests (FACTS 1)
 //! the real one is tested at the level of its API: it accepts the VM, shows it as running, and no guest ever says a
 //! word. Where the CPU can (also inside QEMU that emulates SVM: `-accel tcg -cpu max`, `modprobe kvm_amd`), the guest's
 //! agent must answer over vsock and the guest must hear the power button.
@@ -601,7 +601,7 @@ async fn the_real_one_lives_through_the_whole_life_of_a_vm() {
         .status();
     let Some(spec) = real_spec(&stage) else {
         eprintln!(
-            "\n*** SKIPPED: set HOSTD_CH_IMAGE (a tenant image: `make image`) to test the real Cloud Hypervisor ***\n"
+            "\n*** SKIPPED: set HOSTD_CH_IMAGE (a tenant image: `make tenant-image`) to test the real Cloud Hypervisor ***\n"
         );
         return;
     };

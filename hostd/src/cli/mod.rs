@@ -498,7 +498,7 @@ fn show_report(report: &doctor::Report, json: bool) -> Result<ExitCode, Failure>
 async fn offline_doctor(config: &Config) -> doctor::Report {
     use crate::inventory::Probe;
     let vmms = daemon::adapters(config);
-    let support = daemon::support(&vmms).await;
+    let support = crate::vmm::support(&vmms).await;
     let pairs = vmms
         .iter()
         .zip(support)

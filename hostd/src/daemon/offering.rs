@@ -11,7 +11,7 @@ use crate::inventory::Inventory;
 use crate::ports::LedgerCallError;
 use crate::supervisor::Ctx;
 use crate::supervisor::spec::kind_name;
-use crate::surface::Registration;
+use crate::surface::{App, Registration};
 
 /// What this host sells, or why it can't sell what the config names.
 pub fn offering_spec(config: &Config, ctx: &Ctx, inventory: &Inventory) -> Result<OfferingSpec, String> {
@@ -49,7 +49,7 @@ pub fn offering_spec(config: &Config, ctx: &Ctx, inventory: &Inventory) -> Resul
     let gpu_model = inventory
         .gpus
         .iter()
-        .filter(|gpu| gpu.is_compute())
+        .filter(|gpu| gpu.is_for_sale())
         .find_map(|gpu| {
             let name = gpu.name.known().cloned();
             name.or_else(|| gpu.vendor_name.clone())
@@ -93,19 +93,17 @@ pub fn offering_spec(config: &Config, ctx: &Ctx, inventory: &Inventory) -> Resul
     })
 }
 
-/// Registers and publishes until it is done, then keeps the offered storage true. What the ledger refuses is tried again
-/// too, slowly: an operator may repair it there.
+/// Registers and publishes until it is done, then keeps the offered storage true, looking each `review`. What the ledger
+/// refuses is tried again too, slowly: an operator may repair it there; and a host with nothing to offer may get something.
 pub(super) async fn offer(
     ctx: Arc<Ctx>,
     delegation: HostDelegation,
-    spec: Result<OfferingSpec, String>,
+    app: Arc<App>,
     review: Duration,
     registration: watch::Sender<Registration>,
 ) {
-    let mut spec = match register(&ctx, &delegation, spec, &registration).await {
-        Some(spec) => spec,
-        None => return,
-    };
+    let to_sell = || offering_spec(&app.config, &ctx, &app.inventory);
+    let mut spec = register(&ctx, &delegation, to_sell, review, &registration).await;
     loop {
         tokio::time::sleep(review).await;
         let now = match ctx.storage_gib().await {
@@ -148,13 +146,14 @@ fn is_stale(offered_gib: u64, now_gib: u64) -> bool {
     now_gib < offered_gib || now_gib - offered_gib > offered_gib / 10
 }
 
-/// Answers what was published; `None`: there is nothing to offer.
+/// Answers what was published.
 async fn register(
     ctx: &Ctx,
     delegation: &HostDelegation,
-    spec: Result<OfferingSpec, String>,
+    to_sell: impl Fn() -> Result<OfferingSpec, String>,
+    review: Duration,
     registration: &watch::Sender<Registration>,
-) -> Option<OfferingSpec> {
+) -> OfferingSpec {
     let ledger = &ctx.host.ledger;
     let mut pause = Duration::from_millis(250);
     loop {
@@ -172,7 +171,7 @@ async fn register(
             }
             ledger.register_host(delegation).await?;
             registration.send_modify(|registration| registration.registered = true);
-            let mut spec = match spec.clone() {
+            let mut spec = match to_sell() {
                 Ok(spec) => spec,
                 Err(why) => return Ok(Err(why)),
             };
@@ -187,7 +186,7 @@ async fn register(
             Ok(Ok((id, spec))) => {
                 tracing::info!(offering = id, "host registered, offering published");
                 registration.send_modify(|now| (now.offering, now.trouble) = (Some(id), None));
-                return Some(spec);
+                return spec;
             }
             Ok(Err(why)) => {
                 tracing::error!(
@@ -195,7 +194,13 @@ async fn register(
                     "host registered, but there is nothing to offer; contracts here go on"
                 );
                 registration.send_modify(|now| now.trouble = Some(why));
-                return None;
+                loop {
+                    tokio::time::sleep(review).await;
+                    ctx.ask_adapters().await;
+                    if to_sell().is_ok() {
+                        break;
+                    }
+                }
             }
             Err(error) => {
                 let why = error.to_string();

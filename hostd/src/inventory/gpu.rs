@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::pci::{self, PciDevice};
 use super::{Probe, Tree};
+use crate::wiring::Vfio;
 
 /// A healthy NVML answers in 0.1–3 s (the first call wakes GPUs without persistence mode).
 const NVML_TIMEOUT: Duration = Duration::from_secs(8);
@@ -30,12 +31,19 @@ pub struct Gpu {
     pub memory_bytes: Probe<u64>,
     /// Whether confidential computing is on, by NVML.
     pub mode: Probe<GpuMode>,
+    /// Why it can't be handed to a VM.
+    pub obstacle: Option<String>,
 }
 
 impl Gpu {
-    /// Whether it could be sold: a compute GPU, not the board's own VGA chip.
+    /// A compute GPU, not the board's own VGA chip.
     pub fn is_compute(&self) -> bool {
         self.pci.vendor == NVIDIA
+    }
+
+    /// Whether it can be sold.
+    pub fn is_for_sale(&self) -> bool {
+        self.is_compute() && self.obstacle.is_none()
     }
 }
 
@@ -72,10 +80,15 @@ pub(super) fn gpus(tree: &Tree<'_>, nvml: fn() -> Result<Vec<NvmlGpu>, String>) 
     } else {
         Err("no GPU is bound to the driver `nvidia`".to_owned()) // e.g. to vfio-pci, for handing it to VMs
     };
-    devices.into_iter().map(|pci| gpu(pci, &answer)).collect()
+    let vfio = Vfio::new(&tree.0.join("sys"));
+    let obstacle = |pci: &PciDevice| vfio.obstacle(&pci.address);
+    devices
+        .into_iter()
+        .map(|pci| gpu(obstacle(&pci), pci, &answer))
+        .collect()
 }
 
-fn gpu(pci: PciDevice, answer: &Result<Vec<NvmlGpu>, String>) -> Gpu {
+fn gpu(obstacle: Option<String>, pci: PciDevice, answer: &Result<Vec<NvmlGpu>, String>) -> Gpu {
     let found = match answer {
         _ if pci.vendor != NVIDIA => Err("only known for NVIDIA GPUs".to_owned()),
         Ok(gpus) => gpus
@@ -98,6 +111,7 @@ fn gpu(pci: PciDevice, answer: &Result<Vec<NvmlGpu>, String>) -> Gpu {
         name: probe(&found, |g| &g.name),
         memory_bytes: probe(&found, |g| &g.memory_bytes),
         mode: probe(&found, |g| &g.mode),
+        obstacle,
         pci,
     }
 }

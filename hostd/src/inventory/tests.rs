@@ -48,10 +48,11 @@ impl Machine {
             (&file("device"), ids.1),
             (&file("class"), ids.2),
             (&file("numa_node"), "0"),
+            (&file("reset"), ""),
         ]);
         self.link(
             &file("iommu_group"),
-            &format!("../../../kernel/iommu_groups/{group}"),
+            &format!("../../../../kernel/iommu_groups/{group}"),
         );
         self.put(&[(&format!("sys/kernel/iommu_groups/{group}/devices/{address}"), "")]);
         if let Some(driver) = driver {

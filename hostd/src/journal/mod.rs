@@ -123,12 +123,18 @@ impl Journal {
         &self,
         request: impl FnOnce(oneshot::Sender<Result<T, JournalError>>) -> Request,
     ) -> Result<T, JournalError> {
-        let (answer, wait) = oneshot::channel();
+        let (answer, mut wait) = oneshot::channel();
         self.requests
             .send(request(answer))
             .await
             .map_err(|_| JournalError::Gone)?;
-        wait.await.map_err(|_| JournalError::Gone)?
+        // A request sent while the thread ends may stay in the queue, unread, as long as there are handles.
+        let answered = tokio::select! {
+            biased;
+            answered = &mut wait => answered.ok(),
+            () = self.requests.closed() => wait.try_recv().ok(),
+        };
+        answered.ok_or(JournalError::Gone)?
     }
 
     /// Makes the changes, in order, in one transaction; answers the record as it is on disk then.

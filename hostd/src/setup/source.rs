@@ -197,7 +197,8 @@ struct Pin {
 }
 
 /// The settings behind the image's pinned URL; `None` if the image has none. The digest decides: neither the network nor
-/// the server can change a byte.
+/// the server can change a byte. Where the image brings an authority's certificates, only those count, so that nobody else
+/// reads what the host is told.
 pub async fn fetch(root: &Path) -> Result<Option<Vec<u8>>, String> {
     let path = root.join("usr/lib/decent-cloud/seed.toml");
     let Some(text) = bounded(&path, 4096).map_err(|error| error.to_string())? else {
@@ -205,11 +206,14 @@ pub async fn fetch(root: &Path) -> Result<Option<Vec<u8>>, String> {
     };
     let pin: Pin = toml::from_str(&String::from_utf8_lossy(&text)).map_err(|error| error.to_string())?;
     let failed = |error: reqwest::Error| format!("{}: {}", pin.url, crate::wiring::chain(&error));
-    let client = reqwest::Client::builder()
+    let mut client = reqwest::Client::builder()
         .timeout(FETCH)
-        .redirect(reqwest::redirect::Policy::none())
-        .build()
-        .map_err(failed)?;
+        .redirect(reqwest::redirect::Policy::none());
+    let ca = root.join("usr/lib/decent-cloud/seed-ca.pem");
+    if let Some(ca) = bounded(&ca, SETTINGS_MAX as u64).map_err(|error| error.to_string())? {
+        client = client.tls_certs_only(reqwest::Certificate::from_pem_bundle(&ca).map_err(failed)?);
+    }
+    let client = client.build().map_err(failed)?;
     let answer = client
         .get(&pin.url)
         .send()

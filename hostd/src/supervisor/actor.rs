@@ -525,7 +525,7 @@ impl Actor {
             .as_ref()
             .and_then(Removal::tell)
             .unwrap_or_default();
-        let reason: String = reason.chars().take(500).collect(); // the ledger's limit
+        let reason = one_line(&reason);
         let ledger = self.ctx.host.ledger.clone();
         let id = self.id;
         let result = async {
@@ -581,4 +581,11 @@ impl Actor {
         }
         Ok(())
     }
+}
+
+/// A reason as the ledger takes it: a line of at most 500 characters. A VMM's last words may be many lines.
+fn one_line(reason: &str) -> String {
+    let words = reason.split(|c: char| c.is_whitespace() || c.is_control());
+    let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
+    words.join(" ").chars().take(500).collect()
 }

@@ -19,7 +19,7 @@ pub mod spec;
 mod watcher;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ledger::api::{Contract, ContractId, VmKind};
@@ -100,8 +100,8 @@ pub struct Ctx {
     pub facts: Arc<HostFacts>,
     /// All that the host may promise.
     pub capacity: Capacity,
-    /// What each of `host.vmms` can host, in the same order.
-    pub support: Vec<VmmSupport>,
+    /// What each of `host.vmms` can host, in the same order. A `std` mutex, as `live`.
+    pub support: Mutex<Vec<VmmSupport>>,
     /// Deadlines of steps.
     pub deadlines: DeadlineConfig,
     /// Patience.
@@ -126,9 +126,9 @@ impl Ctx {
     /// The preferred adapter that can host the kind, or why there is none.
     pub fn adapter_for(&self, kind: VmKind) -> Result<Arc<dyn Vmm>, Refusal> {
         let mut whys = Vec::new();
-        for (vmm, support) in self.host.vmms.iter().zip(&self.support) {
+        for (vmm, support) in self.adapters() {
             match support.kinds.iter().find(|(k, _)| *k == kind) {
-                Some((_, Ok(()))) => return Ok(vmm.clone()),
+                Some((_, Ok(()))) => return Ok(vmm),
                 Some((_, Err(why))) => whys.push(format!("{}: {why}", vmm.name())),
                 None => {}
             }
@@ -142,6 +142,22 @@ impl Ctx {
             kind: spec::kind_name(kind),
             why,
         })
+    }
+
+    /// Each adapter with what it can host, as far as is known.
+    pub fn adapters(&self) -> Vec<(Arc<dyn Vmm>, VmmSupport)> {
+        let support = self
+            .support
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        self.host.vmms.iter().cloned().zip(support).collect()
+    }
+
+    /// Asks the adapters what they can host now: one may have been too busy at hostd's start.
+    pub async fn ask_adapters(&self) {
+        let found = crate::vmm::support(&self.host.vmms).await;
+        *self.support.lock().unwrap_or_else(PoisonError::into_inner) = found;
     }
 
     /// The adapter of that name.

@@ -3,7 +3,7 @@
 //! Undoing is `removal`'s: a step that failed or was cut short is never patched up, the whole contract is removed.
 
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, chown};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::time::Duration;
 
 use ledger::api::{ContractState, EVIDENCE_MAX, SubmitEvidenceArgs};
@@ -302,7 +302,9 @@ fn missing() -> StepError {
 /// The VM's own folder, 0700 and owned by its uid.
 fn make_run_dir(spec: &VmSpec) -> std::io::Result<()> {
     if let Some(parent) = spec.run_dir.parent() {
-        fs::DirBuilder::new().recursive(true).mode(0o711).create(parent)?;
+        fs::DirBuilder::new().recursive(true).create(parent)?;
+        // Whatever the umask: every VMM's user goes through here.
+        fs::set_permissions(parent, fs::Permissions::from_mode(0o711))?;
     }
     match fs::DirBuilder::new().mode(0o700).create(&spec.run_dir) {
         Ok(()) => {}

@@ -111,9 +111,9 @@ impl App {
 
     async fn doctor(&self) -> Result<serde_json::Value, ApiError> {
         let ledger = daemon::ledger_fact(&self.config, &*self.ctx.host.ledger).await;
-        let pairs = self.ctx.host.vmms.iter().zip(&self.ctx.support);
-        let vmms = pairs
-            .map(|(vmm, support)| (vmm.name().to_owned(), support.clone()))
+        let adapters = self.ctx.adapters().into_iter();
+        let vmms = adapters
+            .map(|(vmm, support)| (vmm.name().to_owned(), support))
             .collect();
         let space = match self.store.space().await {
             Ok(space) => Probe::Known(space),

@@ -166,9 +166,9 @@ impl App {
         }
         let kinds_served = self
             .ctx
-            .support
+            .adapters()
             .iter()
-            .flat_map(|s| &s.kinds)
+            .flat_map(|(_, support)| &support.kinds)
             .any(|(_, ok)| ok.is_ok());
         if !kinds_served {
             not_ready.push("no VMM adapter can host any kind of VM here; see `hostd doctor`".into());
@@ -231,8 +231,8 @@ impl App {
     }
 
     fn vmms(&self) -> Vec<VmmStatus> {
-        let pairs = self.ctx.host.vmms.iter().zip(&self.ctx.support);
-        pairs
+        let adapters = self.ctx.adapters().into_iter();
+        adapters
             .map(|(vmm, support)| VmmStatus {
                 name: vmm.name().into(),
                 version: support.version.clone(),

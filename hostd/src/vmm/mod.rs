@@ -11,6 +11,7 @@ pub mod machine;
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -134,6 +135,15 @@ pub struct VmmSupport {
     pub version: String,
     /// Each kind: `Ok` or the reason against it.
     pub kinds: Vec<(VmKind, Result<(), String>)>,
+}
+
+/// What each adapter can host here.
+pub async fn support(vmms: &[Arc<dyn Vmm>]) -> Vec<VmmSupport> {
+    let mut found = Vec::with_capacity(vmms.len());
+    for vmm in vmms {
+        found.push(vmm.support().await);
+    }
+    found
 }
 
 /// Counters of one VM since its start.

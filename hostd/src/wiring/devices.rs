@@ -69,12 +69,17 @@ impl Vfio {
                 class,
                 driver: self.driver(&address),
                 iommu_group: self.group(&address),
-                obstacle: self.whole(&address).err().map(|error| error.to_string()),
+                obstacle: self.obstacle(&address),
                 address,
             });
         }
         devices.sort_by(|a, b| a.address.cmp(&b.address));
         Ok(devices)
+    }
+
+    /// Why the card at `address` can't be handed to a VM.
+    pub fn obstacle(&self, address: &str) -> Option<String> {
+        self.whole(address).err().map(|error| error.to_string())
     }
 
     /// A process that has the card by VFIO.

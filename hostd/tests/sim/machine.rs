@@ -68,7 +68,7 @@ impl Vmm for Machine {
                 if state.launch_fails {
                     return Err(VmmError::Refused {
                         call: "vm.boot",
-                        answer: "simulated".into(),
+                        answer: "simulated,\nin two lines".into(),
                     });
                 }
                 if state.vms.contains_key(&spec.id) {

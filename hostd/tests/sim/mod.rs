@@ -138,6 +138,17 @@ impl Fuse {
 
 pub const NEVER: usize = usize::MAX;
 
+impl State {
+    /// A reason, which the ledger takes as a short line only.
+    pub fn hear(&mut self, id: ContractId, reason: &str) {
+        if reason.chars().count() > 500 || reason.chars().any(char::is_control) {
+            self.violations
+                .push(format!("the ledger would refuse the reason {reason:?}"));
+        }
+        self.told.push((id, reason.to_owned()));
+    }
+}
+
 impl World {
     pub fn new() -> Arc<Self> {
         // On tmpfs where there is one: thousands of lives, each with its fsyncs.
@@ -398,7 +409,7 @@ impl Life {
             net,
             facts,
             capacity,
-            support,
+            support: Mutex::new(support),
             deadlines,
             timing,
             launches: Semaphore::new(8),

@@ -305,7 +305,7 @@ impl LedgerPort for SimLedger {
             }
             contract.released = true;
             state.end(id, EndReason::Refused);
-            state.told.push((id, reason.to_owned()));
+            state.hear(id, reason);
             Ok(())
         })
         .await
@@ -362,7 +362,7 @@ impl LedgerPort for SimLedger {
                 other => return Err(wrong(other, "accepted or active")),
             };
             state.end(id, end);
-            state.told.push((id, reason.to_owned()));
+            state.hear(id, reason);
             Ok(())
         })
         .await

@@ -256,7 +256,7 @@ fn iommu(facts: &Facts) -> Outcome {
     let wanted = facts.wants.gpus;
     let severity = if wanted { Severity::Fail } else { Severity::Info };
     outcome(severity, "no IOMMU: devices can't be handed to VMs", "/sys/kernel/iommu_groups is empty")
-        .fix("enable it in the firmware (AMD: IOMMU = Enabled; Intel: VT-d = Enabled, and intel_iommu=on on the kernel's command line)")
+        .fix("enable it in the firmware (AMD: IOMMU = Enabled; Intel: VT-d = Enabled; other kernels than Debian's may need intel_iommu=on)")
 }
 
 fn gpus(facts: &Facts) -> Outcome {
@@ -275,41 +275,29 @@ fn gpus(facts: &Facts) -> Outcome {
     let mut parts = Vec::new();
     for gpu in &gpus {
         let address = &gpu.pci.address;
-        let group = facts
-            .inventory
-            .iommu_groups
-            .iter()
-            .find(|g| g.devices.contains(address));
-        // 0000:41:00.0 and 0000:41:00.1 are functions of one card.
-        let card = address.split('.').next().unwrap_or_default();
-        let strangers: Vec<&str> = group
-            .map(|g| {
-                g.devices
-                    .iter()
-                    .map(String::as_str)
-                    .filter(|d| !d.starts_with(card))
-                    .collect()
-            })
-            .unwrap_or_default();
-        if !strangers.is_empty() {
-            parts.push(Part {
-                id: address.clone(),
-                severity: if facts.wants.gpus { Severity::Fail } else { Severity::Warn },
-                finding: format!("{address} shares its IOMMU group with {}", strangers.join(", ")),
-                fix: Some("a group goes to a VM as a whole: put the card into a slot behind a port with ACS, or enable ACS in the firmware".into()),
-            });
-        } else if facts.wants.gpus && gpu.pci.driver.as_deref() != Some("vfio-pci") {
-            parts.push(Part {
-                id: address.clone(),
-                severity: Severity::Warn,
-                finding: format!(
-                    "{address} is bound to {}, not to vfio-pci",
-                    gpu.pci.driver.as_deref().unwrap_or("no driver")
-                ),
-                fix: Some(format!(
-                    "driverctl set-override {address} vfio-pci, or vfio-pci.ids= on the kernel's command line"
-                )),
-            });
+        let part = |severity, finding, fix: &str| Part {
+            id: address.clone(),
+            severity,
+            finding,
+            fix: Some(fix.into()),
+        };
+        if let Some(obstacle) = &gpu.obstacle {
+            let severity = if facts.wants.gpus {
+                Severity::Fail
+            } else {
+                Severity::Warn
+            };
+            parts.push(part(
+                severity,
+                format!("isn't offered: {obstacle}"),
+                "see what keeps it here with `hostd device list`",
+            ));
+        } else if let Some(driver) = gpu.pci.driver.as_deref().filter(|driver| *driver != "vfio-pci") {
+            parts.push(part(
+                if facts.wants.gpus { Severity::Warn } else { Severity::Info },
+                format!("{driver} has it until a contract takes it"),
+                "end what uses it on the host, or keep the driver out: modprobe.blacklist= on the kernel's command line",
+            ));
         }
     }
     let worst = parts.iter().map(|p| p.severity).max().unwrap_or(Severity::Ok);

@@ -45,8 +45,11 @@ pub(super) fn gpus(state: &State, theme: &Theme, columns: usize) -> Vec<Line<'st
             .find(|line| line.gpus.contains(address));
         match holder {
             Some(line) => add("  held by", &format!("contract {}", line.id), theme.good()),
-            None if gpu.is_compute() => add("  held by", "nobody: free", plain),
+            None if gpu.is_for_sale() => add("  held by", "nobody: free", plain),
             None => add("  held by", "not sold", theme.quiet()),
+        }
+        if let Some(obstacle) = gpu.obstacle.as_deref().filter(|_| gpu.is_compute()) {
+            add("  because", obstacle, theme.warn());
         }
     }
     if inventory.gpus.is_empty() {

@@ -95,8 +95,8 @@ impl CloudHypervisorConfig {
 pub struct CloudHypervisor {
     config: CloudHypervisorConfig,
     launcher: Launcher,
-    /// Asked once: a binary that is exchanged under us is another file for the next hostd.
-    version: OnceCell<Result<String, String>>,
+    /// Kept once it answered: a binary that is exchanged under us is another file for the next hostd.
+    version: OnceCell<String>,
 }
 
 impl CloudHypervisor {
@@ -123,9 +123,9 @@ impl CloudHypervisor {
     /// `v53.0`, or why this binary can't be used.
     async fn version(&self) -> Result<String, String> {
         self.version
-            .get_or_init(|| read_version(&self.config.binary))
+            .get_or_try_init(|| read_version(&self.config.binary))
             .await
-            .clone()
+            .cloned()
     }
 
     /// Why a kind can't be hosted here. Features of the binary are asked at each launch, from the process itself.
