@@ -15,12 +15,12 @@ BIN := $(CARGO_TARGET_DIR)/debug
 AGENT := $(CARGO_TARGET_DIR)/x86_64-unknown-linux-gnu/guest/attest
 TENANT_IMAGE := $(BUILD)/tenant
 
-PACKAGES := build-essential pkg-config clang libclang-dev libvirt-dev libtss2-dev swtpm \
+PACKAGES := build-essential pkg-config clang libclang-dev libvirt-dev libtss2-dev libssl-dev swtpm \
 	qemu-system-x86 libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-system libvirt-clients \
 	procps iproute2 nftables haproxy dnsmasq-base conntrack openssl curl openssh-client netcat-openbsd \
 	mmdebstrap cpio lz4 zstd mtools dosfstools e2fsprogs cryptsetup-bin systemd jq uidmap
 
-.PHONY: help setup build agent image appliance test-image demo test lint unit peers fuzz main-job bench clean
+.PHONY: help setup build agent tenant-image image test-image demo test lint unit peers fuzz main-job bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -47,42 +47,40 @@ agent: setup ## build the guest's programs: static, for the tenant image
 	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --profile guest --target x86_64-unknown-linux-gnu \
 	  -p image-builder --no-default-features --features guest --bin guest-setup
 
-image: build agent ## build the tenant image from Debian packages (cached by content)
+tenant-image: build agent ## build the tenant image from Debian packages (cached by content)
 	$(BIN)/image-builder tenant --config image-builder/tenant/tenant.toml --agent $(AGENT) \
 	  --cache $(BUILD)/cache --out $(TENANT_IMAGE)
 
-appliance: build ## build the provider's image, with hostd of profile `appliance` and your keys in build/keys
+image: build ## build the provider's image, with hostd of profile `appliance` and your keys in build/keys
 	$(CARGO) build --profile appliance -p hostd --features libvirt,nvml,tpm
 	[ -e $(BUILD)/keys/update.key ] || $(BIN)/image-builder keys --dir $(BUILD)/keys --cache $(BUILD)/cache
 	$(BIN)/image-builder build --config image-builder/appliance/image.toml --cache $(BUILD)/cache \
 	  --hostd $(CARGO_TARGET_DIR)/appliance/hostd --keys $(BUILD)/keys --out $(BUILD)/appliance
 
-# hostd as it was built for the other tests, without its debug information. VMs inside run under QEMU, or under Cloud
-# Hypervisor if HOSTD_CLOUD_HYPERVISOR names it.
-test-image: build image ## build the provider's image twice and its successor, boot and update it: firmware, TPM, secure boot
-	mkdir -p $(BUILD)/test-image
-	strip -o $(BUILD)/test-image/hostd $(BIN)/hostd
-	[ -e $(BUILD)/test-image/keys/update.key ] || $(BIN)/image-builder keys --dir $(BUILD)/test-image/keys --cache $(BUILD)/cache
-	{ sed 's,"\.\./\.\./,"$(CURDIR)/,; s,^# packages_qemu,packages_qemu,' image-builder/appliance/image.toml; [ -z "$$HOSTD_CLOUD_HYPERVISOR" ] || \
-	  printf '\n[[program]]\npath = "%s"\nsha256 = "%s"\nto = "usr/bin/cloud-hypervisor"\n' \
-	  "$$HOSTD_CLOUD_HYPERVISOR" "$$(sha256sum "$$HOSTD_CLOUD_HYPERVISOR" | cut -d' ' -f1)"; } >$(BUILD)/test-image/image.toml
-	sed 's/^version = .*/version = "0.2.0"/' $(BUILD)/test-image/image.toml >$(BUILD)/test-image/next.toml
-	build() { $(BIN)/image-builder build --config $(BUILD)/test-image/$$1.toml --cache $(BUILD)/cache \
-	  --hostd $(BUILD)/test-image/hostd --keys $(BUILD)/test-image/keys --out $(BUILD)/test-image/$$2 $$3; }; \
-	build image first --iso && build image second --iso && build next next
-	DC_IMAGE=$(BUILD)/test-image/first DC_IMAGE_AGAIN=$(BUILD)/test-image/second DC_KEYS=$(BUILD)/test-image/keys DC_IMAGE_NEXT=$(BUILD)/test-image/next IMAGE_BUILDER_CACHE=$(BUILD)/cache \
-	  DC_DECENT=$(BIN)/decent DC_LEDGERD=$(BIN)/ledgerd DC_ATTEST=$(BIN)/attest DC_TENANT_IMAGE=$(TENANT_IMAGE) \
-	  $(CARGO) nextest run -p image-builder --features boot-image -j 1 --no-fail-fast \
-	  -E 'binary(/^image$$/)'
+IMAGES := $(BUILD)/test-image
+BOOT_TESTS = DC_IMAGE=$(IMAGES)/first DC_IMAGE_AGAIN=$(IMAGES)/second DC_IMAGE_NEXT=$(IMAGES)/next DC_KEYS=$(IMAGES)/keys \
+	DC_SEED=$(IMAGES)/seed IMAGE_BUILDER_CACHE=$(BUILD)/cache DC_TENANT_IMAGE=$(TENANT_IMAGE) \
+	DC_DECENT=$(BIN)/decent DC_LEDGERD=$(BIN)/ledgerd DC_ATTEST=$(BIN)/attest \
+	$(CARGO) nextest run --workspace --features $(FEATURES),image-builder/boot-image --no-fail-fast
 
-demo: image ## the main job, end to end, on real parts; under 5 minutes
+test-image: build tenant-image ## build the provider's image twice and its successor; boot, update and break them (an hour)
+	image-builder/tests/image/build.sh $(BIN) $(BUILD) --iso first second next
+	$(BOOT_TESTS) -E 'package(image-builder) & binary(/^image$$/)'
+
+demo: tenant-image ## the main job, end to end, on real parts; under 5 minutes
 	$(BIN)/demo run --image $(TENANT_IMAGE)
 
 lint: setup ## rustfmt and clippy
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --features $(FEATURES) --quiet -- -D warnings
 
-unit: build ## all tests but the main job
+# A node of the ledger is held against the tests of the token's standards (icrc1-test-runner calls its program so).
+export DC_ICRC1_TEST_RUNNER := $(BUILD)/peers/bin/runner
+$(DC_ICRC1_TEST_RUNNER):
+	$(CARGO) install --quiet --locked --root $(BUILD)/peers --target-dir $(CARGO_TARGET_DIR)/icrc1 icrc1-test-runner@0.2.0
+	rm -rf $(CARGO_TARGET_DIR)/icrc1
+
+unit: build $(DC_ICRC1_TEST_RUNNER) ## all tests but the main job
 	$(CARGO) nextest run --workspace --features $(FEATURES) -E 'not binary(/^main_job$$/)'
 
 SNPGUEST := $(BUILD)/peers/bin/snpguest
@@ -98,15 +96,17 @@ peers: setup ## other verifiers on the same evidence as ours
 fuzz: setup ## every parser of evidence under libFuzzer, FUZZ_SECONDS each (60)
 	CARGO=$(CARGO) attestation/fuzz/run.sh $(BUILD)/fuzz
 
-main-job: image ## the main job as a test
+main-job: tenant-image ## the main job as a test
 	DC_TENANT_IMAGE=$(TENANT_IMAGE) $(CARGO) nextest run -p integration --features $(FEATURES) -E 'binary(/^main_job$$/)' --no-capture
 
-test: lint image peers fuzz ## everything: lint, fuzzing, all tests, the main job
+test: lint tenant-image peers fuzz $(DC_ICRC1_TEST_RUNNER) ## everything: lint, fuzzing, all tests, the main job, and what of test-image is quick
 	DC_TENANT_IMAGE=$(TENANT_IMAGE) $(CARGO) nextest run --workspace --features $(FEATURES) --no-fail-fast
+	image-builder/tests/image/build.sh $(BIN) $(BUILD) first second
+	$(BOOT_TESTS) -E 'package(image-builder) & binary(/^image$$/) & test(/two_builds|a_card|a_contract/)'
 
 # The fleet's hostd is built without libvirt, as for a host whose CPU runs Cloud Hypervisor: libvirt's libraries alone
 # are resident with 13 MiB.
-bench: image ## measure, and print the table (built as for the appliance: takes a while)
+bench: tenant-image ## measure, and print the table (built as for the appliance: takes a while)
 	$(CARGO) build --profile appliance -p hostd --features nvml,tpm
 	cp $(CARGO_TARGET_DIR)/appliance/hostd $(CARGO_TARGET_DIR)/appliance/hostd-without-libvirt
 	$(CARGO) build --profile appliance --workspace --bins --features $(FEATURES)

@@ -25,7 +25,7 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// Not TOML, an unknown key, a missing key, or a value that isn't allowed. The cause names line and column.
-    #[error("{path} is not a valid tenant configuration")]
+    #[error("{path} is not a valid configuration")]
     Parse {
         /// The file.
         path: PathBuf,

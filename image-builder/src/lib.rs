@@ -19,6 +19,8 @@ pub mod config;
 #[cfg(feature = "builder")]
 pub mod cpio;
 #[cfg(feature = "builder")]
+pub mod download;
+#[cfg(feature = "builder")]
 pub mod elf;
 #[cfg(feature = "guest")]
 pub mod guest;

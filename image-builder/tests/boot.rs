@@ -1,6 +1,6 @@
 //! The built image in a real machine: QEMU without hardware virtualization, as the demo runs it, on loopback only.
 //!
-//! Needs an image directory: `DC_TENANT_IMAGE`, or `build/tenant` where `make image` puts it.
+//! Needs an image directory: `DC_TENANT_IMAGE`, or `build/tenant` where `make tenant-image` puts it.
 #![cfg(feature = "builder")]
 #![expect(clippy::unwrap_used, reason = "all of it is a test")]
 
@@ -27,7 +27,7 @@ fn image() -> (PathBuf, Manifest) {
     let dir = root.join(std::env::var_os("DC_TENANT_IMAGE").unwrap_or("build/tenant".into()));
     let manifest = fs::read(dir.join("manifest.json")).unwrap_or_else(|error| {
         panic!(
-            "no tenant image at {}: {error}; run `make image`, or set DC_TENANT_IMAGE",
+            "no tenant image at {}: {error}; run `make tenant-image`, or set DC_TENANT_IMAGE",
             dir.display()
         )
     });

@@ -19,14 +19,48 @@ pub const TEMPLATE: &str = include_str!("../../appliance/image.toml");
 
 /// A program of somebody else, pinned.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "ProgramText")]
 pub struct Program {
-    /// The file on this machine.
-    pub path: PathBuf,
+    /// Where it comes from.
+    pub from: Source,
     /// What it must be.
     pub sha256: Sha256Hex,
     /// Where it goes in the image.
     pub to: ImagePath,
+}
+
+/// Where a program comes from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A file of this machine.
+    File(PathBuf),
+    /// A server; it is asked once.
+    Url(HttpsUrl),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ProgramText {
+    path: Option<PathBuf>,
+    url: Option<HttpsUrl>,
+    sha256: Sha256Hex,
+    to: ImagePath,
+}
+
+impl TryFrom<ProgramText> for Program {
+    type Error = String;
+    fn try_from(text: ProgramText) -> Result<Self, String> {
+        let from = match (text.path, text.url) {
+            (Some(path), None) => Source::File(path),
+            (None, Some(url)) => Source::Url(url),
+            _ => return Err(format!("{} wants `path` or `url`, one of them", text.to)),
+        };
+        Ok(Self {
+            from,
+            sha256: text.sha256,
+            to: text.to,
+        })
+    }
 }
 
 /// Which kernel, and what it must be able to do.
@@ -75,6 +109,8 @@ pub struct Seed {
     pub url: HttpsUrl,
     /// What they must be: the image is measured, so nobody on the way can change them.
     pub sha256: Sha256Hex,
+    /// Certificates (PEM) of the only authorities that may speak for the server; without, the public ones.
+    pub ca: Option<PathBuf>,
 }
 
 /// An `https://` address of at most 1,000 printable ASCII characters without spaces, quotes and backslashes.
@@ -205,7 +241,10 @@ impl Config {
         let base = path.parent().unwrap_or(Path::new(""));
         let packages: BTreeSet<_> = file.packages.into_iter().chain(file.packages_qemu).collect();
         let programs = file.program.into_iter().map(|program| Program {
-            path: base.join(&program.path),
+            from: match program.from {
+                Source::File(path) => Source::File(base.join(path)),
+                url => url,
+            },
             ..program
         });
         Ok(Self {
@@ -223,7 +262,10 @@ impl Config {
             keys: base.join(file.keys),
             kernel: file.kernel,
             profiles: file.profile,
-            seed: file.seed,
+            seed: file.seed.map(|seed| Seed {
+                ca: seed.ca.map(|ca| base.join(ca)),
+                ..seed
+            }),
             disk: file.disk,
         })
     }
@@ -347,6 +389,14 @@ mod tests {
                 "# [seed]\n# url = \"https",
                 "[seed]\nurl = \"http",
                 "begins with https://",
+            ),
+            (
+                "# path = \"/opt/cloud-hypervisor-v53-static\"\n# sha256 = \"…\"\n# to = \"usr/bin/cloud-hypervisor\"\n",
+                &format!(
+                    "[[program]]\nsha256 = \"{}\"\nto = \"usr/bin/x\"\n",
+                    "0".repeat(64)
+                ),
+                "wants `path` or `url`, one of them",
             ),
             ("esp_mib = 1024", "esp_mib = 100", "`esp_mib` wants"),
             (

@@ -14,6 +14,7 @@
 //! | [`tools`] | the folder of Debian's image tools, and running them in it |
 //! | [`keys`] | the owner's keys |
 //! | [`kernel`], [`firmware`] | what a kernel can host, and what it loads |
+//! | `inputs` | programs and certificates of others |
 //! | [`root`], [`initrd`] | the two file systems |
 //! | [`uki`], [`pe`] | the kernel image: making it, looking into it |
 //! | [`disk`] | partitions |
@@ -32,6 +33,7 @@ pub mod firmware;
 pub mod flash;
 pub mod image;
 pub mod initrd;
+mod inputs;
 pub mod kernel;
 pub mod keys;
 pub mod pe;
@@ -95,6 +97,9 @@ pub enum BuildError {
         #[source]
         source: io::Error,
     },
+    /// A program that others publish.
+    #[error("cannot get a program")]
+    Download(#[from] crate::download::DownloadError),
     /// Another program than the configuration pins.
     #[error("{path} has the sha256 {found}; image.toml says {wanted}")]
     Program {
@@ -105,6 +110,9 @@ pub enum BuildError {
         /// What is pinned.
         wanted: String,
     },
+    /// No certificates, or more than certificates.
+    #[error("{0}: `ca` of [seed] wants a file with certificates (PEM), and nothing but certificates")]
+    SeedCa(PathBuf),
     /// The kernel package holds no kernel.
     #[error(
         "the package {0} has no boot/vmlinuz-*; name a kernel package in [kernel], such as linux-image-amd64"
@@ -170,7 +178,8 @@ pub fn build(config: &Config, options: &Options<'_>) -> Result<Built, BuildError
     let progress = options.progress;
     let keys = Keys::read(&config.keys)?;
     let hostd = read(&config.hostd)?;
-    let programs = programs(config)?;
+    let programs = inputs::programs(config, options)?;
+    let seed_ca = inputs::seed_ca(config)?;
     let lock = match &config.lock {
         Some(path) if !options.write_lock => {
             Some(Lock::read(path).map_err(|e| BuildError::Packages("locked", e))?)
@@ -260,6 +269,10 @@ pub fn build(config: &Config, options: &Options<'_>) -> Result<Built, BuildError
         }
         root::assemble(&mut tree, config, keys.file("update.pub"))
             .map_err(|e| BuildError::Tree("files of systemd/", e))?;
+        if let Some(ca) = &seed_ca {
+            tree.add_file("usr/lib/decent-cloud/seed-ca.pem", 0o644, ca.as_slice())
+                .map_err(|e| BuildError::Tree("[seed]", e))?;
+        }
         let modules = initrd::modules(&tree, &release, &config.kernel.initrd)?;
         let mut initrd = initrd::cut(&tree, &modules, &config.kernel.initrd)?;
         depmod(&job, &mut initrd, &release)?;
@@ -470,22 +483,6 @@ impl Names {
             iso: name("iso"),
         }
     }
-}
-
-fn programs(config: &Config) -> Result<Vec<(String, Vec<u8>)>, BuildError> {
-    let programs = config.programs.iter().map(|program| {
-        let content = read(&program.path)?;
-        let found = sha256(&content);
-        if found != program.sha256.as_str() {
-            return Err(BuildError::Program {
-                path: program.path.clone(),
-                found,
-                wanted: program.sha256.to_string(),
-            });
-        }
-        Ok((program.to.to_string(), content))
-    });
-    programs.collect()
 }
 
 fn is_in_modules(path: &str) -> bool {

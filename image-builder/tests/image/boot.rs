@@ -141,27 +141,13 @@ fn recovery_key(text: &str) -> Option<String> {
     text.lines().map(str::trim).find(is_key).map(str::to_owned)
 }
 
-/// The whole system in memory, from a disc: the machine's own disk stays as it is.
-#[test]
-fn the_iso_boots_to_ready_and_leaves_the_disk_alone() {
-    let _alone = alone();
+/// Boots a machine from elsewhere than its disk: the whole system is in memory, and the disk stays as it is.
+fn live_from(without: &[Part], extra: &[&str]) {
     let (dir, image) = image();
     let mut host = Host::new(&dir, &image);
     let before = host.partitions();
-    let iso = dir.join(&image.iso.as_ref().expect("built with --iso").file);
-    let iso = fs::canonicalize(iso).unwrap();
-    let extra = [
-        "-drive",
-        &format!(
-            "if=none,id=disc,format=raw,media=cdrom,readonly=on,file={}",
-            iso.display()
-        ),
-        "-device",
-        "virtio-scsi-pci",
-        "-device",
-        "scsi-cd,drive=disc,bootindex=0",
-    ];
-    let mut boot = host.boot_with(&[], &extra.map(str::to_owned));
+    let extra: Vec<String> = extra.iter().map(|&argument| argument.to_owned()).collect();
+    let mut boot = host.boot_with(without, &extra);
     let text = boot.until(&[&format!("READY {} {}", image.name, image.image_version)]);
     assert!(text.contains("state        in memory"), "{text}");
     assert!(
@@ -170,6 +156,35 @@ fn the_iso_boots_to_ready_and_leaves_the_disk_alone() {
     );
     drop(boot);
     assert_eq!(host.partitions(), before);
+}
+
+#[test]
+fn the_iso_boots_to_ready_and_leaves_the_disk_alone() {
+    let _alone = alone();
+    let (dir, image) = image();
+    let iso = dir.join(&image.iso.as_ref().expect("built with --iso").file);
+    let iso = fs::canonicalize(iso).unwrap();
+    let disc = format!(
+        "if=none,id=disc,format=raw,media=cdrom,readonly=on,file={}",
+        iso.display()
+    );
+    let disc = ["-drive", &disc, "-device", "virtio-scsi-pci"];
+    live_from(
+        &[],
+        &[&disc[..], &["-device", "scsi-cd,drive=disc,bootindex=0"]].concat(),
+    );
+}
+
+/// The firmware asks the network (PXE), and loads the kernel image by TFTP from the folder that the build made.
+#[test]
+fn the_network_boots_to_ready_and_leaves_the_disk_alone() {
+    let _alone = alone();
+    let (dir, image) = image();
+    let live = &image.live.as_ref().expect("built with --iso").file;
+    let folder = fs::canonicalize(dir).unwrap();
+    let server = format!("user,id=net,tftp={},bootfile={live}", folder.display());
+    let card = ["-device", "virtio-net-pci,netdev=net,romfile=,bootindex=0"];
+    live_from(&[Part::Network], &[&["-netdev", &server][..], &card].concat());
 }
 
 /// Each thing that is wrong with a machine is named on its console, with what to do, and it stays there.

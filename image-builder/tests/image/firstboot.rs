@@ -5,13 +5,15 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use fatfs::{FileSystem, FormatVolumeOptions, FsOptions, format_volume};
+use image_builder::appliance::image::Image;
 use image_builder::appliance::seed::{self, Seed};
 
-use crate::machine::{Host, alone, image};
+use crate::machine::{Host, alone, image, named};
 use crate::provider::Provider;
 
 /// Goal: nobody but the provider, far away, makes a flashed disk a host of the ledger. Method: one boot with settings in the
@@ -91,6 +93,82 @@ fn settings_from_the_firmware_and_a_typed_delegation_start_hostd_at_once() {
     assert_eq!(status["ledger"]["host"], boot.principal(), "{status}");
     let text = boot.text();
     assert!(!text.contains("FAILED ") && !text.contains("FAULT "), "{text}");
+}
+
+/// An HTTPS server on loopback that gives out a folder's files. It ends with this value.
+struct Server(Child);
+
+impl Server {
+    /// `identity` holds `cert.pem` and `key.pem`. The port stands in the image.
+    fn start(identity: &Path, folder: &Path) -> Self {
+        let child = Command::new("openssl")
+            .args(["s_server", "-quiet", "-WWW", "-accept", "127.0.0.1:18443"])
+            .arg("-cert")
+            .arg(identity.join("cert.pem"))
+            .arg("-key")
+            .arg(identity.join("key.pem"))
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .spawn();
+        Self(child.unwrap())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill(); // it may have ended by itself
+        let _ = self.0.wait();
+    }
+}
+
+/// Goal: a machine that nobody brought settings asks the address that its image pins, takes what the image says and nothing
+/// else, and asks again. Method: first a server that the pinned authority doesn't know, then the right one with other
+/// content, then with the pinned file.
+#[test]
+fn settings_come_from_the_pinned_url_and_nothing_else_does() {
+    let _alone = alone();
+    let dir = named("DC_IMAGE_NEXT");
+    let image = Image::read(&dir).unwrap();
+    let pinned = named("DC_SEED");
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name);
+    let served = at("provider-seed.toml");
+    fs::copy(pinned.join("provider-seed.toml"), &served).unwrap();
+    let made = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+        ])
+        .args([
+            "-nodes",
+            "-subj",
+            "/CN=somebody",
+            "-addext",
+            "subjectAltName=IP:10.0.2.2",
+        ])
+        .args(["-keyout", "key.pem", "-out", "cert.pem"])
+        .current_dir(scratch.path())
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+
+    let server = Server::start(scratch.path(), scratch.path());
+    let mut host = Host::new(&dir, &image);
+    let mut boot = host.boot();
+    boot.until(&["invalid peer certificate"]);
+    drop(server);
+    let content = fs::read_to_string(&served).unwrap();
+    fs::write(&served, content.replace("By URL", "Other")).unwrap();
+    let _server = Server::start(&pinned, scratch.path());
+    boot.until(&["nothing of it was used"]);
+    fs::write(&served, content).unwrap();
+    boot.until(&["settings     here"]);
+    assert_eq!(boot.line("  host         "), "By URL");
+    boot.until(&["10.0.2.77/24"]);
 }
 
 /// What the disk's seed partition holds.

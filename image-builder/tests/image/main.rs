@@ -5,8 +5,10 @@
 #![expect(clippy::unwrap_used, reason = "all of it is a test")]
 
 mod boot;
+mod device;
 mod firstboot;
 mod inside;
 mod machine;
+mod operator;
 mod provider;
 mod update;

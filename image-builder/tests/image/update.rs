@@ -4,8 +4,6 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use image_builder::appliance::image::Image;
 use image_builder::appliance::keys::Keys;
 use image_builder::appliance::tools::{self, Tools};
@@ -16,6 +14,7 @@ use image_builder::progress::Progress;
 use crate::boot::pcr;
 use crate::firstboot::Stick;
 use crate::machine::{Host, alone, image, named};
+use crate::operator::{credential, operator};
 use crate::provider::Provider;
 
 fn build_tools() -> Tools {
@@ -154,14 +153,6 @@ fn a_machine_returns_from_a_broken_version_and_keeps_a_good_one() {
     let script = OPERATOR
         .replace("OLD", &old.image_version)
         .replace("NEW", &next.image_version);
-    let script = format!("f+~ /run/operator 0700 root root - {}\n", STANDARD.encode(script));
-    let credential = |name: &str, text: &str| {
-        let text = STANDARD.encode(text);
-        [
-            "-smbios".to_owned(),
-            format!("type=11,value=io.systemd.credential.binary:{name}={text}"),
-        ]
-    };
     let drive = format!("file={},format=raw,if=none,id=stick,readonly=on", disk.display());
     let mut extra = ["-drive", &drive, "-device", "virtio-blk-pci,drive=stick"]
         .map(str::to_owned)
@@ -176,17 +167,7 @@ fn a_machine_returns_from_a_broken_version_and_keeps_a_good_one() {
         seed.display()
     );
     extra.extend(["-fw_cfg".to_owned(), seed]);
-    let imports = "io.systemd.stub.kernel-cmdline-extra=systemd.import_credentials=yes";
-    extra.extend(["-smbios".to_owned(), format!("type=11,value={imports}")]);
-    extra.extend(credential("tmpfiles.extra", &script));
-    extra.extend(credential(
-        "systemd.extra-unit.operator.service",
-        "[Unit]\nAfter=multi-user.target\n[Service]\nType=exec\nExecStart=/bin/sh /run/operator\n",
-    ));
-    extra.extend(credential(
-        "systemd.unit-dropin.multi-user.target",
-        "[Unit]\nWants=operator.service\n",
-    ));
+    extra.extend(operator(&script));
     let broken = format!(
         "[Service]\nExecStartPre=/bin/sh -c '. /usr/lib/os-release; [ $IMAGE_VERSION != {} ]'\n",
         next.image_version
