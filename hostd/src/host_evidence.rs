@@ -22,9 +22,11 @@ use crate::ports::{EvidenceAsk, LedgerCallError, LedgerPort, QuotePort};
 use crate::supervisor::Ctx;
 use crate::surface::Registration;
 
-/// Between two looks at what the ledger counts, and after a failure; the ledger gives one nonce a minute.
+/// Between two looks at what the ledger counts, and after a refusal; the ledger gives one nonce a minute.
 const LOOK: Duration = Duration::from_secs(65);
 const SECOND: u64 = 1_000_000_000;
+/// After a failure that may be over soon.
+const AGAIN: Duration = Duration::from_secs(10);
 /// Files of reference values that are read: two versions have about ten.
 const FILES_MAX: usize = 64;
 const FILE_LEN_MAX: u64 = 256 * 1024;
@@ -293,13 +295,17 @@ pub async fn keep(ctx: Arc<Ctx>, host: Principal, mut registration: watch::Recei
                 pause
             }
             Err(trouble) => {
+                let pause = match &trouble {
+                    Trouble::Tpm(_) | Trouble::Ledger(LedgerCallError::Unreachable { .. }) => AGAIN,
+                    Trouble::Ledger(_) | Trouble::Delegation(_) => LOOK,
+                };
                 let trouble = trouble.to_string();
                 if told != trouble {
                     tracing::warn!(trouble, "the ledger doesn't count this host as verified");
                 }
                 ctx.host_evidence.shown().trouble = Some(trouble.clone());
                 told = trouble;
-                LOOK
+                pause
             }
         };
         tokio::time::sleep(pause).await;

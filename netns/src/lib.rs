@@ -57,6 +57,7 @@ mod names;
 mod network;
 mod plan;
 mod rules;
+mod spawn;
 
 pub use config::{Config, ConfigError, HaproxyConfig, Ipv4Net, Manage, PortRange, TenantNet};
 pub use desired::{Desired, DesiredFault, Lease, Route, Transport, VmNet};
@@ -66,3 +67,4 @@ pub use names::{
 };
 pub use network::{Changes, Counters, Ended, Network, Rendered, render};
 pub use plan::{Observed, Plan, plan};
+pub use spawn::close_descriptors;

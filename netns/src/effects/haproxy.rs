@@ -245,7 +245,8 @@ fn alive(pid: i32) -> bool {
 }
 
 fn run(config: &HaproxyConfig, arguments: &[&str], what: &str) -> Result<(), NetError> {
-    let output = Command::new(&config.binary)
+    let mut command = Command::new(&config.binary);
+    let output = crate::spawn::close_descriptors(&mut command)
         .arg("-f")
         .arg(config.config_path())
         .args(arguments)

@@ -107,7 +107,9 @@ impl Launcher {
         let [program, arguments @ ..] = command.as_slice() else {
             return Err(os("start nothing")(io::Error::other("the command is empty")));
         };
-        let child = tokio::process::Command::new(program)
+        let mut launch = tokio::process::Command::new(program);
+        netns::close_descriptors(launch.as_std_mut());
+        let child = launch
             .args(arguments)
             .current_dir("/")
             .env_clear()
