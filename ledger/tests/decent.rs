@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use candid::Principal;
 use ledger::api::{
     AtRest, Capacity, CheckIn, Contract, ContractState, DCT, EndReason, Endpoint, EvidenceRecord, Grade,
-    HostDelegation, Invariants, LeasedPort, LedgerError, LedgerInfo, Match, OfferingSpec, Penalty, PriceList,
-    Quota, Reputation, Rewards, SubmitEvidenceArgs, Transport, VmKind, WhyNot,
+    HeartbeatArgs, HostDelegation, Invariants, LeasedPort, LedgerError, LedgerInfo, Match, OfferingSpec,
+    Penalty, PriceList, Quota, Reputation, Rewards, SubmitEvidenceArgs, Transport, UpdateNotice, VmKind,
+    WhyNot,
 };
 use ledger::client::{Client, ClientFile, Key};
 use ledger::protocol::{Genesis, InitialBalance};
@@ -370,6 +371,46 @@ fn a_developer_rents_watches_extends_and_cancels_and_the_money_adds_up() {
     });
     let (code, text) = world.fails("dev", &["evidence", &id]);
     assert_eq!(code, 1, "{text}");
+
+    // The host announces a window for its next image, and then drains: the developer sees both beside the contract.
+    let announce = |draining, away_from| {
+        let update = UpdateNotice {
+            running: "1.0.0".to_owned(),
+            next: Some("1.1.0".to_owned()),
+            away_from,
+            returned: Some("1.0.9".to_owned()),
+        };
+        let heartbeat = HeartbeatArgs {
+            version: "1".to_owned(),
+            degraded: Vec::new(),
+            draining,
+            update: Some(update),
+        };
+        runtime.block_on(host.heartbeat(heartbeat)).unwrap();
+        let principal = host.principal().to_text();
+        let pages = [&["contract", "show", &id][..], &["host", "show", &principal]];
+        pages.map(|page| world.page("dev", page))
+    };
+    let [contract_page, host_page] = announce(false, Some(1_800_000_000_000_000_000));
+    assert!(
+        contract_page.contains("maintenance: from 2027-01-15T08:00:00Z on it may restart into image 1.1.0"),
+        "{contract_page}"
+    );
+    assert!(
+        host_page.contains("it may restart into 1.1.0 from 2027-01-15"),
+        "{host_page}"
+    );
+    let [contract_page, _] = announce(true, None);
+    assert!(
+        contract_page.contains("takes no new contracts"),
+        "{contract_page}"
+    );
+    let [contract_page, host_page] = announce(false, None);
+    assert!(!contract_page.contains("the host "), "{contract_page}");
+    assert!(
+        host_page.contains("1.0.0; 1.1.0 waits for the host to be empty; 1.0.9 was tried"),
+        "{host_page}"
+    );
 
     // Somebody else can't cancel; the developer can, and gets everything back.
     let (code, text) = world.fails("provider", &["contract", "cancel", &id]);

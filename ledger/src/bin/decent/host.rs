@@ -5,7 +5,9 @@ use std::path::Path;
 
 use anyhow::Context;
 use attestation::HostBinding;
-use ledger::api::{EvidenceRecord, Grade, HostInfo, LedgerInfo, TimeNs, TpmName};
+use ledger::api::{
+    Contract, ContractState, EvidenceRecord, Grade, HostInfo, LedgerInfo, TimeNs, TpmName, UpdateNotice,
+};
 
 use crate::show::{clean, grade, row, table, time, word};
 
@@ -58,6 +60,7 @@ pub(crate) fn page(host: &HostInfo, now: TimeNs) -> String {
         line("verified until", until(host, now)),
         line("attestation key", ak(host.attestation_key)),
         line("hostd", clean(&host.version)),
+        line("image", host.update.as_ref().map_or("-".to_owned(), image)),
         line("draining", if host.draining { "yes" } else { "no" }.to_owned()),
         line("heard at", time(host.heard_at)),
         line("delegated until", time(host.delegated_until)),
@@ -74,6 +77,44 @@ pub(crate) fn page(host: &HostInfo, now: TimeNs) -> String {
         );
     }
     text
+}
+
+/// The image of a host that updates itself.
+fn image(update: &UpdateNotice) -> String {
+    let mut text = clean(&update.running);
+    if let Some(next) = &update.next {
+        let _ = match update.away_from {
+            Some(at) => write!(text, "; it may restart into {} from {}", clean(next), time(at)),
+            None => write!(text, "; {} waits for the host to be empty", clean(next)),
+        };
+    }
+    if let Some(returned) = &update.returned {
+        let _ = write!(text, "; {} was tried and did not work", clean(returned));
+    }
+    text
+}
+
+/// Below a contract's page: what its host has announced, while that matters to the contract.
+pub(crate) fn maintenance(host: &HostInfo, contract: &Contract) -> String {
+    if matches!(contract.state, ContractState::Ended(_)) {
+        return String::new();
+    }
+    let window = host
+        .update
+        .as_ref()
+        .and_then(|update| Some((update.next.as_ref()?, update.away_from?)));
+    match window {
+        Some((next, at)) => format!(
+            "\nthe host announced maintenance: from {} on it may restart into image {}; that ends this contract, and what \
+             isn't used yet comes back\n",
+            time(at),
+            clean(next)
+        ),
+        None if host.draining => {
+            "\nthe host takes no new contracts; this one goes on, and can't be extended\n".to_owned()
+        }
+        None => String::new(),
+    }
 }
 
 /// What `attest verify` is given.

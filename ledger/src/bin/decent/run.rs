@@ -384,7 +384,10 @@ impl Session {
             ContractCommand::Show { contract } => {
                 let client = self.reader()?;
                 let found = client.contract(resolve(&client, &contract).await?).await?;
-                self.print(&found, || show::contract(&found))
+                let host = client.host(found.host).await?;
+                self.print(&found, || {
+                    show::contract(&found) + &host::maintenance(&host, &found)
+                })
             }
             ContractCommand::List { of } => {
                 let of = self.or_own(of)?;
