@@ -7,27 +7,27 @@
 //! | a disk that the operator didn't mean | he types its name |
 //!
 //! What was at the end of the disk, an older partition table's copy, is wiped: firmware would find it.
+//! `image-builder flash` does this from the provider's own machine, `hostd install` inside the live image ([`live`]).
+
+pub mod live;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use indicatif::{ProgressBar, ProgressStyle};
+use sha2::{Digest as _, Sha256};
 use tempfile::TempPath;
-
-use super::image::{self, Image, ImageError};
 
 const BLOCK: usize = 1 << 20;
 
 /// Why a disk wasn't written, or not wholly.
 #[derive(Debug, thiserror::Error)]
 pub enum FlashError {
-    /// The image.
-    #[error("cannot use the image")]
-    Image(#[from] ImageError),
-    /// The image's file isn't what its description says.
-    #[error("{0} is damaged: its sha256 is not the one in image.json; nothing was written")]
-    Damaged(PathBuf),
+    /// The image can't be read.
+    #[error("cannot read the image")]
+    Image(#[source] io::Error),
     /// Not a disk.
     #[error("{0} is neither a disk nor a file")]
     NotADisk(PathBuf),
@@ -83,6 +83,15 @@ fn mounts(mounted: &[String]) -> String {
     }
 }
 
+/// What a disk shall hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Length in bytes.
+    pub size: u64,
+    /// SHA-256 in hex.
+    pub sha256: String,
+}
+
 /// A target that was looked at: it is a disk or a file, large enough, and ours alone while this value lives.
 #[derive(Debug)]
 pub struct Target {
@@ -96,7 +105,7 @@ pub struct Target {
 
 impl Target {
     /// Looks at `path`. A file that doesn't exist yet is made; a disk must be there.
-    pub fn open(path: &Path, image: &Image) -> Result<Self, FlashError> {
+    pub fn open(path: &Path, wanted: &Wanted) -> Result<Self, FlashError> {
         let fail = |what| {
             move |source| FlashError::Target {
                 what,
@@ -143,13 +152,13 @@ impl Target {
             file.seek(SeekFrom::End(0)).map_err(fail("measure"))?
         } else {
             let size = file.metadata().map_err(fail("measure"))?.len();
-            if size == 0 { image.disk_size } else { size }
+            if size == 0 { wanted.size } else { size }
         };
-        if size < image.disk_size {
+        if size < wanted.size {
             return Err(FlashError::TooSmall {
                 path: path.to_owned(),
                 size,
-                needed: image.disk_size,
+                needed: wanted.size,
             });
         }
         Ok(Self {
@@ -194,12 +203,16 @@ impl Target {
 pub struct Confirmed(Target);
 
 impl Confirmed {
-    /// Writes the image of `dir` and reads it back. `progress` hears of each step `(what, done, of)`, in bytes.
+    /// Writes all of `from` and reads it back. `progress` hears of each step `(what, done)`, in bytes.
+    ///
+    /// # Errors
+    /// Whatever the disk or `from` fails with, and [`FlashError::Verify`] if the disk holds something else than `wanted` in
+    /// the end.
     pub fn write(
         self,
-        dir: &Path,
-        image: &Image,
-        progress: &dyn Fn(&str, u64, u64),
+        from: &mut impl Read,
+        wanted: &Wanted,
+        progress: &dyn Fn(&str, u64),
     ) -> Result<(), FlashError> {
         let Target {
             path,
@@ -212,56 +225,68 @@ impl Confirmed {
             let path = path.clone();
             move |source| FlashError::Target { what, path, source }
         };
-        let from = dir.join(&image.disk.file);
-        let compressed = File::open(&from).map_err(fail("read the image for"))?;
-        let (digest, _) = image::digest(&compressed).map_err(fail("read the image for"))?;
-        if digest != image.disk.sha256 {
-            return Err(FlashError::Damaged(from));
-        }
-        if let Some(unused) = unused {
-            unused.keep().map_err(|e| fail("write")(e.error))?;
-        }
         if !is_disk {
             // What was in the file is gone before the new content comes; holes read as zeros.
             file.set_len(0)
                 .and_then(|()| file.set_len(size))
                 .map_err(fail("write"))?;
         }
-        let compressed = File::open(&from).map_err(fail("read the image for"))?;
-        let mut decoder = zstd::Decoder::new(compressed).map_err(fail("read the image for"))?;
         let mut at = 0;
-        each_block(&mut decoder, |block| {
-            if is_disk || block.iter().any(|byte| *byte != 0) {
-                file.write_all_at(block, at)?;
+        let mut block = Vec::with_capacity(BLOCK);
+        while next_block(from, &mut block).map_err(FlashError::Image)? {
+            // Never past what was announced: the rest of a file isn't ours, and a disk ends.
+            if at + block.len() as u64 > wanted.size {
+                return Err(FlashError::Verify(path));
+            }
+            if is_disk || !is_zero(&block) {
+                file.write_all_at(&block, at).map_err(fail("write"))?;
             }
             at += block.len() as u64;
-            progress("write", at, image.disk_size);
-            Ok(())
-        })
-        .map_err(fail("write"))?;
-        if size > image.disk_size {
-            let end = (size - image.disk_size).min(BLOCK as u64);
+            progress("write", at);
+        }
+        if size > wanted.size {
+            let end = (size - wanted.size).min(BLOCK as u64);
             file.write_all_at(&vec![0; end as usize], size - end)
                 .map_err(fail("write"))?;
         }
         file.sync_all().map_err(fail("write"))?;
+        // The kernel forgets what it knows of the disk, so that the disk itself answers.
+        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
         drop(file);
-        // Opened anew; the kernel still may answer out of its memory, but not for a disk that is larger than that.
         let file = File::open(&path).map_err(fail("read"))?;
         let mut read = 0;
         let mut reader = Counted {
-            from: file.take(image.disk_size),
+            from: file.take(wanted.size),
             heard: |length| {
                 read += length as u64;
-                progress("verify", read, image.disk_size);
+                progress("verify", read);
             },
         };
-        let (digest, _) = image::digest(&mut reader).map_err(fail("read"))?;
-        if digest == image.disk_sha256 {
-            Ok(())
-        } else {
-            Err(FlashError::Verify(path))
+        let (digest, _) = digest(&mut reader).map_err(fail("read"))?;
+        if digest != wanted.sha256 {
+            return Err(FlashError::Verify(path));
         }
+        if let Some(unused) = unused {
+            unused.keep().map_err(|e| fail("write")(e.error))?;
+        }
+        Ok(())
+    }
+
+    /// [`Self::write`] with a bar on standard error, where a person looks.
+    pub fn write_with_bar(self, from: &mut impl Read, wanted: &Wanted) -> Result<(), FlashError> {
+        // Hidden by itself where standard error is no terminal.
+        let bar = ProgressBar::new(wanted.size);
+        let style = "{msg:>7} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+        bar.set_style(ProgressStyle::with_template(style).expect("a constant template"));
+        let written = self.write(from, wanted, &|what, done| {
+            if bar.message() != what {
+                bar.set_message(what.to_owned());
+                bar.reset_elapsed();
+            }
+            bar.set_position(done);
+        });
+        bar.finish_and_clear();
+        written
     }
 }
 
@@ -269,7 +294,7 @@ impl Confirmed {
 const O_EXCL: i32 = 0o200;
 
 /// Where `disk` or one of its partitions is mounted.
-fn mounted(disk: &Path) -> Vec<String> {
+pub fn mounted(disk: &Path) -> Vec<String> {
     let disk = disk.to_string_lossy();
     let table = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     mounted_in(&table, &disk)
@@ -309,25 +334,36 @@ impl<R: Read, F: FnMut(usize)> Read for Counted<R, F> {
 /// Writes all that `from` gives to the beginning of an empty file, with holes for zeros; returns how much it was.
 pub fn write_sparse(from: &mut impl Read, to: &File) -> io::Result<u64> {
     let mut at = 0;
-    each_block(from, |block| {
-        if block.iter().any(|byte| *byte != 0) {
-            to.write_all_at(block, at)?;
+    let mut block = Vec::with_capacity(BLOCK);
+    while next_block(from, &mut block)? {
+        if !is_zero(&block) {
+            to.write_all_at(&block, at)?;
         }
         at += block.len() as u64;
-        Ok(())
-    })?;
+    }
     Ok(at)
 }
 
-fn each_block(from: &mut impl Read, mut work: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
-    let mut buffer = Vec::with_capacity(BLOCK);
-    loop {
-        buffer.clear();
-        if from.by_ref().take(BLOCK as u64).read_to_end(&mut buffer)? == 0 {
-            return Ok(());
-        }
-        work(&buffer)?;
+/// SHA-256 in hex and length of everything that `reader` gives.
+pub fn digest(mut reader: impl Read) -> io::Result<(String, u64)> {
+    let mut hash = Sha256::new();
+    let mut size = 0;
+    let mut block = Vec::with_capacity(BLOCK);
+    while next_block(&mut reader, &mut block)? {
+        hash.update(&block);
+        size += block.len() as u64;
     }
+    Ok((hex::encode(hash.finalize()), size))
+}
+
+/// Fills `block` with the next [`BLOCK`] bytes, or with what is left; whether there was something.
+fn next_block(from: &mut impl Read, block: &mut Vec<u8>) -> io::Result<bool> {
+    block.clear();
+    Ok(from.take(BLOCK as u64).read_to_end(block)? > 0)
+}
+
+fn is_zero(block: &[u8]) -> bool {
+    block.iter().all(|byte| *byte == 0)
 }
 
 #[cfg(test)]

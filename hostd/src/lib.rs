@@ -36,6 +36,7 @@ pub mod events;
 pub mod host_evidence;
 pub mod hostkey;
 pub mod hugepages;
+pub mod install;
 pub mod inventory;
 pub mod journal;
 pub mod names;

@@ -7,6 +7,7 @@
 pub(crate) mod client;
 mod device;
 mod evidence;
+mod install;
 mod key;
 mod log;
 mod render;
@@ -141,6 +142,8 @@ enum Verb {
     /// The host's own key, which the provider delegates to
     #[command(subcommand)]
     Key(key::Verb),
+    /// In a live image: put the system onto a disk of this machine
+    Install(install::Args),
     /// In the image, at each boot: from the provider's settings to a host that can start
     Setup(setup::Args),
     /// The settings of a host that boots the image, on the provider's own machine
@@ -325,6 +328,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
             show(cli.json, &shown, ToString::to_string)?;
             return Ok(ExitCode::SUCCESS);
         }
+        Verb::Install(args) => return install::run(args, cli.json),
         Verb::Setup(args) => return setup::run(args, cli.json).await,
         Verb::Seed(verb) => return setup::seed(verb, cli.json),
         Verb::Doctor { offline: true } => {
@@ -463,6 +467,7 @@ async fn ask(client: &Client, verb: Verb, json: bool) -> Result<ExitCode, Failur
         | Verb::Hugepages
         | Verb::Device(_)
         | Verb::Key(_)
+        | Verb::Install(_)
         | Verb::Setup(_)
         | Verb::Seed(_)
         | Verb::Openapi

@@ -127,6 +127,11 @@ pub fn take(root: &Path) -> Inventory {
     take_with(root, nvml)
 }
 
+/// The whole disks of the machine under `root`, alone.
+pub fn disks(root: &Path) -> Vec<BlockDevice> {
+    storage::disks(&Tree(root))
+}
+
 /// As [`take`], with another source in NVML's place.
 pub fn take_with(root: &Path, nvml: fn() -> Result<Vec<NvmlGpu>, String>) -> Inventory {
     let tree = Tree(root);

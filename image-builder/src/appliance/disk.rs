@@ -19,6 +19,18 @@ use super::tools::{Job, ToolError};
 const MIB: u64 = 1 << 20;
 const SECTORS_PER_MIB: u64 = MIB / 512;
 
+/// The least that a state partition has, in MiB: SizeMinBytes of systemd/repart.d/40-state.conf.
+const STATE_MIB: u32 = 512;
+
+/// What the first boot needs of a disk beyond the image, in bytes: the second slot, the state, and room to align them.
+pub fn made_at_first_boot(disk: Disk) -> u64 {
+    const ALIGNMENT_MIB: u32 = 4;
+    [disk.root_mib, disk.verity_mib, STATE_MIB, ALIGNMENT_MIB]
+        .into_iter()
+        .map(|mib| u64::from(mib) * MIB)
+        .sum()
+}
+
 /// A file of the EFI system partition: its path with `/`, and the content.
 pub type EspFile<'a> = (&'a str, &'a [u8]);
 
@@ -74,14 +86,15 @@ pub fn esp(job: &Job<'_>, name: &str, mib: u32, id: &str, files: &[EspFile<'_>])
     Ok(())
 }
 
-/// Makes the whole disk as `name` in the job out of the job's files `esp`, `root` and `verity`.
+/// Makes the whole disk as `name` in the job out of the job's files `esp`, `root` and `verity`. Returns where the root
+/// begins, in bytes.
 pub fn assemble(
     job: &Job<'_>,
     name: &str,
     disk: Disk,
     label: &str,
     hash: &RootHash,
-) -> Result<(), ToolError> {
+) -> Result<u64, ToolError> {
     let [root_uuid, verity_uuid] = hash.uuids();
     // Everything else that wants an id takes it from the root hash too: two images never share one.
     let derived =
@@ -122,6 +135,7 @@ pub fn assemble(
         derived("disk")
     );
     let mut at = 1;
+    let mut root = 0;
     let mut starts = Vec::new();
     for (file, kind, part_label, mib, part_uuid) in &parts {
         let (start, size) = (at * SECTORS_PER_MIB, u64::from(*mib) * SECTORS_PER_MIB);
@@ -129,6 +143,9 @@ pub fn assemble(
             "start={start}, size={size}, type={kind}, uuid={part_uuid}, name=\"{part_label}\"\n"
         ));
         starts.push((*file, at * MIB));
+        if *file == "root" {
+            root = at * MIB;
+        }
         at += u64::from(*mib);
     }
     create(job, name, (at + 1) * MIB)?;
@@ -141,7 +158,7 @@ pub fn assemble(
             source,
         })?;
     }
-    Ok(())
+    Ok(root)
 }
 
 /// Makes an empty sparse file.

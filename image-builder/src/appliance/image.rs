@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use flash::Wanted;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::apt::Locked;
 use crate::manifest::ImageFile;
@@ -33,6 +33,9 @@ pub enum ImageError {
         #[source]
         source: serde_json::Error,
     },
+    /// A file isn't what the description says.
+    #[error("{0} is damaged: its sha256 is not the one in image.json")]
+    Damaged(PathBuf),
 }
 
 /// One signed command line and what it makes the TPM say.
@@ -104,6 +107,29 @@ impl Image {
         serde_json::from_slice(&text).map_err(|source| ImageError::Parse { path, source })
     }
 
+    /// What a flashed device holds.
+    pub fn wanted(&self) -> Wanted {
+        Wanted {
+            size: self.disk_size,
+            sha256: self.disk_sha256.clone(),
+        }
+    }
+
+    /// The disk of the image in `dir`, unpacked as it is read. The whole file is looked at first.
+    pub fn disk(&self, dir: &Path) -> Result<impl std::io::Read, ImageError> {
+        let path = dir.join(&self.disk.file);
+        let fail = |source| ImageError::Read {
+            path: path.clone(),
+            source,
+        };
+        if describe(dir, &self.disk.file).map_err(fail)? != self.disk {
+            return Err(ImageError::Damaged(path));
+        }
+        std::fs::File::open(&path)
+            .and_then(zstd::Decoder::new)
+            .map_err(fail)
+    }
+
     /// The file's exact bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes =
@@ -132,27 +158,9 @@ impl Image {
     }
 }
 
-/// SHA-256 and length of everything that `reader` gives.
-pub fn digest(mut reader: impl std::io::Read) -> std::io::Result<(String, u64)> {
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    let mut size = 0;
-    loop {
-        match reader.read(&mut buffer) {
-            Ok(0) => return Ok((hex::encode(hash.finalize()), size)),
-            Ok(length) => {
-                hash.update(&buffer[..length]);
-                size += length as u64;
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
 /// Describes a file of the output directory.
 pub fn describe(dir: &Path, name: &str) -> std::io::Result<ImageFile> {
-    let (sha256, size) = digest(std::fs::File::open(dir.join(name))?)?;
+    let (sha256, size) = flash::digest(std::fs::File::open(dir.join(name))?)?;
     Ok(ImageFile {
         file: name.to_owned(),
         sha256,

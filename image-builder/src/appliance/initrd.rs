@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use flash::live;
+
 use crate::config::ModuleName;
 use crate::elf;
 use crate::tree::{Kind, Node, Tree, TreeError};
@@ -154,6 +156,15 @@ pub fn add_root(tree: &mut Tree, root: Vec<u8>) -> Result<(), TreeError> {
         "etc/systemd/system/initrd-root-fs.target.requires/sysroot.mount",
         "../sysroot.mount",
     )
+}
+
+/// Puts what a live image installs into its initrd; the running system has it in [`live::FOLDER`].
+pub fn add_payload(tree: &mut Tree, payload: &live::Payload, disk: Vec<u8>) -> Result<(), TreeError> {
+    let description = serde_json::to_vec(payload).expect("strings and numbers always serialise");
+    tree.add_file(&format!("install/{}", live::DESCRIPTION), 0o444, description)?;
+    tree.add_file(&format!("install/{}", live::PAYLOAD), 0o444, disk)?;
+    let copy = format!("C {} - - - - /install\n", live::FOLDER);
+    tree.add_file("usr/lib/tmpfiles.d/decent-cloud-install.conf", 0o644, copy)
 }
 
 fn take(root: &Tree, tree: &mut Tree, path: &str) -> Result<(), InitrdError> {

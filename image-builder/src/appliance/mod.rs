@@ -30,7 +30,6 @@
 pub mod config;
 pub mod disk;
 pub mod firmware;
-pub mod flash;
 pub mod image;
 pub mod initrd;
 mod inputs;
@@ -59,6 +58,7 @@ use crate::cpio;
 use crate::manifest::{ImageFile, sha256};
 use crate::progress::Progress;
 use crate::tree::{Tree, TreeError};
+use flash::live::Payload;
 
 use config::Config;
 use disk::RootHash;
@@ -363,7 +363,7 @@ pub fn build(config: &Config, options: &Options<'_>) -> Result<Built, BuildError
             pcr_11,
         });
     }
-    let (disk_sha256, disk_size) = progress.step("disk: partitions", || {
+    let (root_offset, (disk_sha256, disk_size)) = progress.step("disk: partitions", || {
         let loader = format!(
             "default {}_*.efi\ntimeout 3\nconsole-mode keep\neditor no\nsecure-boot-enroll if-safe\n",
             config.name
@@ -385,18 +385,31 @@ pub fn build(config: &Config, options: &Options<'_>) -> Result<Built, BuildError
             ("loader/keys/auto/db.auth", &db.update),
         ];
         disk::esp(&job, "esp", config.disk.esp_mib, &hash.hex()[..8], &files)?;
-        disk::assemble(&job, "disk", config.disk, &label, &hash)?;
+        let root_offset = disk::assemble(&job, "disk", config.disk, &label, &hash)?;
         write_file(&out.join(&names.uki), &uki)?;
         for (from, to) in [("root", &names.root), ("verity", &names.verity)] {
             move_file(&job.path(from), &out.join(to))?;
         }
-        compress_disk(&job.path("disk"), &out.join(&names.disk))
+        let compressed = compress_disk(&job.path("disk"), &out.join(&names.disk))?;
+        Ok::<_, BuildError>((root_offset, compressed))
     })?;
     let live = if options.live || options.iso {
         let uki = progress.step("live image", || {
             let mut tree = initrd;
             let root = read(&out.join(&names.root))?;
+            let payload = Payload {
+                version: 1,
+                name: config.name.to_string(),
+                image_version: config.version.to_string(),
+                disk_size,
+                disk_min: disk_size + disk::made_at_first_boot(config.disk),
+                disk_sha256: disk_sha256.clone(),
+                root_offset,
+                root_size: root.len() as u64,
+            };
+            let disk = read_rest(&payload, &job.path("disk"))?;
             initrd::add_root(&mut tree, root).map_err(|e| BuildError::Tree("the root", e))?;
+            initrd::add_payload(&mut tree, &payload, disk).map_err(|e| BuildError::Tree("the payload", e))?;
             // Most of it is the root, which is compressed already.
             let archive = cpio::zstd(&cpio::write(&tree, 0), 3)
                 .map_err(|source| file("compress", Path::new("the live image"), source))?;
@@ -680,10 +693,17 @@ fn compress_disk(from: &Path, to: &Path) -> Result<(String, u64), BuildError> {
         from: source,
         to: &mut encoder,
     };
-    let digest = image::digest(&mut tee).map_err(fail)?;
+    let digest = flash::digest(&mut tee).map_err(fail)?;
     encoder.finish().map_err(fail)?;
     persist(partial, to)?;
     Ok(digest)
+}
+
+/// The disk without its root, compressed: what a live image doesn't have anyway.
+fn read_rest(payload: &Payload, disk: &Path) -> Result<Vec<u8>, BuildError> {
+    let fail = |source| file("read", disk, source);
+    let whole = BufReader::new(File::open(disk).map_err(fail)?);
+    zstd::encode_all(payload.with_root(whole, io::repeat(0)), 3).map_err(fail)
 }
 
 /// Hands on what is read.

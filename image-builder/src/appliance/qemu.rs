@@ -99,7 +99,7 @@ impl Machine {
         let unpack = || -> io::Result<()> {
             let disk = File::create(&partial)?;
             let mut from = zstd::Decoder::new(File::open(compressed)?)?;
-            let size = super::flash::write_sparse(&mut from, &disk)?;
+            let size = flash::write_sparse(&mut from, &disk)?;
             disk.set_len(size.max(u64::from(self.disk_mib) << 20))?;
             fs::rename(&partial, &path)
         };

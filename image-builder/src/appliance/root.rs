@@ -70,6 +70,10 @@ const FILES: &[(&str, u32, &str)] = &[
         include_str!("../../../systemd/system/decent-cloud-recovery-key.service"),
     ),
     systemd(
+        "usr/lib/systemd/system/decent-cloud-install@.service",
+        include_str!("../../../systemd/system/decent-cloud-install@.service"),
+    ),
+    systemd(
         "usr/lib/systemd/system/decent-cloud-report@.service",
         include_str!("../../../systemd/system/decent-cloud-report@.service"),
     ),

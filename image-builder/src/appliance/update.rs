@@ -249,7 +249,7 @@ fn add(
         let partial = dir.join(format!(".{name}.partial"));
         fs::copy(&source, &partial).map_err(|error| file(&source, error))?;
         let copied = fs::File::open(&partial)
-            .and_then(|copy| copy.sync_all().and_then(|()| image::digest(copy)))
+            .and_then(|copy| copy.sync_all().and_then(|()| flash::digest(copy)))
             .map_err(|error| file(&partial, error))?;
         if copied != (part.sha256.clone(), part.size) {
             fs::remove_file(&partial).map_err(|error| file(&partial, error))?;

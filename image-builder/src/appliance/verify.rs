@@ -48,7 +48,7 @@ pub fn verify(dir: &Path, keys: &Keys, tools: &Tools) -> Result<Vec<Check>, Veri
     }
     let disk = fs::File::open(dir.join(&image.disk.file))
         .and_then(zstd::Decoder::new)
-        .and_then(image::digest);
+        .and_then(flash::digest);
     let fault = match disk {
         Err(error) => Some(error.to_string()),
         Ok(found) if found == (image.disk_sha256.clone(), image.disk_size) => None,

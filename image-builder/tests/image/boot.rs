@@ -3,13 +3,14 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use image_builder::appliance::flash::{FlashError, Target};
-use image_builder::appliance::image::Image;
+use flash::{Confirmed, FlashError, Target};
+use image_builder::appliance::image::{Image, ImageError};
 use image_builder::appliance::qemu::{Part, keyboard};
 use image_builder::appliance::report;
 
@@ -142,12 +143,11 @@ fn recovery_key(text: &str) -> Option<String> {
 }
 
 /// Boots a machine from elsewhere than its disk: the whole system is in memory, and the disk stays as it is.
-fn live_from(without: &[Part], extra: &[&str]) {
+fn live_from(without: &[Part], extra: &[String]) {
     let (dir, image) = image();
     let mut host = Host::new(&dir, &image);
     let before = host.partitions();
-    let extra: Vec<String> = extra.iter().map(|&argument| argument.to_owned()).collect();
-    let mut boot = host.boot_with(without, &extra);
+    let mut boot = host.boot_with(without, extra);
     let text = boot.until(&[&format!("READY {} {}", image.name, image.image_version)]);
     assert!(text.contains("state        in memory"), "{text}");
     assert!(
@@ -162,17 +162,26 @@ fn live_from(without: &[Part], extra: &[&str]) {
 fn the_iso_boots_to_ready_and_leaves_the_disk_alone() {
     let _alone = alone();
     let (dir, image) = image();
+    live_from(&[], &disc(&dir, &image));
+}
+
+/// QEMU's arguments for a disc that the machine starts from.
+pub(crate) fn disc(dir: &Path, image: &Image) -> [String; 6] {
     let iso = dir.join(&image.iso.as_ref().expect("built with --iso").file);
     let iso = fs::canonicalize(iso).unwrap();
     let disc = format!(
         "if=none,id=disc,format=raw,media=cdrom,readonly=on,file={}",
         iso.display()
     );
-    let disc = ["-drive", &disc, "-device", "virtio-scsi-pci"];
-    live_from(
-        &[],
-        &[&disc[..], &["-device", "scsi-cd,drive=disc,bootindex=0"]].concat(),
-    );
+    let arguments = [
+        "-drive",
+        &disc,
+        "-device",
+        "virtio-scsi-pci",
+        "-device",
+        "scsi-cd,drive=disc,bootindex=0",
+    ];
+    arguments.map(str::to_owned)
 }
 
 /// The firmware asks the network (PXE), and loads the kernel image by TFTP from the folder that the build made.
@@ -184,7 +193,8 @@ fn the_network_boots_to_ready_and_leaves_the_disk_alone() {
     let folder = fs::canonicalize(dir).unwrap();
     let server = format!("user,id=net,tftp={},bootfile={live}", folder.display());
     let card = ["-device", "virtio-net-pci,netdev=net,romfile=,bootindex=0"];
-    live_from(&[Part::Network], &[&["-netdev", &server][..], &card].concat());
+    let extra = ["-netdev", &server, card[0], card[1]];
+    live_from(&[Part::Network], &extra.map(str::to_owned));
 }
 
 /// Each thing that is wrong with a machine is named on its console, with what to do, and it stays there.
@@ -258,11 +268,12 @@ fn one_flipped_bit_in_root_kernel_or_command_line_stops_the_boot() {
 #[test]
 fn flashing_asks_for_the_name_refuses_small_disks_and_reads_back() {
     let (dir, image) = image();
+    let wanted = image.wanted();
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("stick");
     fs::write(&path, "something small").unwrap();
     assert!(matches!(
-        Target::open(&path, &image),
+        Target::open(&path, &wanted),
         Err(FlashError::TooSmall { size: 15, .. })
     ));
     // A larger disk with something at its end, where an older partition table's copy would lie.
@@ -270,13 +281,13 @@ fn flashing_asks_for_the_name_refuses_small_disks_and_reads_back() {
     let size = image.disk_size + (64 << 20);
     file.set_len(size).unwrap();
     file.write_all_at(b"EFI PART", size - 512).unwrap();
-    let refused = Target::open(&path, &image).unwrap().confirm("stock");
+    let refused = Target::open(&path, &wanted).unwrap().confirm("stock");
     assert!(matches!(refused, Err(FlashError::NotConfirmed { .. })));
-    Target::open(&path, &image)
+    Target::open(&path, &wanted)
         .unwrap()
         .confirm("stick\n")
         .unwrap()
-        .write(&dir, &image, &|_, _, _| ())
+        .write(&mut image.disk(&dir).unwrap(), &wanted, &|_, _| ())
         .unwrap();
     let mut end = [1; 8];
     File::open(&path)
@@ -284,29 +295,29 @@ fn flashing_asks_for_the_name_refuses_small_disks_and_reads_back() {
         .read_exact_at(&mut end, size - 512)
         .unwrap();
     assert_eq!(end, [0; 8]);
-    // A damaged image is found before the disk is touched.
+    // A damaged image is found before any disk is touched, and one that is another than was wanted at the end.
     let damaged = scratch.path().join("image");
     fs::create_dir(&damaged).unwrap();
     let mut content = fs::read(dir.join(&image.disk.file)).unwrap();
     content[1 << 20] ^= 1;
     fs::write(damaged.join(&image.disk.file), content).unwrap();
-    let target = Target::open(&path, &image).unwrap().confirm("stick").unwrap();
-    let refused = target.write(&damaged, &image, &|_, _, _| ());
-    assert!(matches!(refused, Err(FlashError::Damaged(_))), "{refused:?}");
+    let refused = image.disk(&damaged).map(drop);
+    assert!(matches!(refused, Err(ImageError::Damaged(_))), "{refused:?}");
+    let confirmed = Target::open(&path, &wanted).unwrap().confirm("stick").unwrap();
+    let refused = confirmed.write(&mut &b"something else"[..], &wanted, &|_, _| ());
+    assert!(matches!(refused, Err(FlashError::Verify(_))), "{refused:?}");
     // A new file is whole or not there.
     let new = scratch.path().join("new");
+    let open = || Target::open(&new, &wanted).unwrap();
+    let broken = |confirmed: Confirmed| confirmed.write(&mut &b"short"[..], &wanted, &|_, _| ());
     for refused in [
-        Target::open(&new, &image).unwrap().confirm("old").map(drop),
-        Target::open(&new, &image)
-            .unwrap()
-            .confirm("new")
-            .unwrap()
-            .write(&damaged, &image, &|_, _, _| ()),
+        open().confirm("old").map(drop),
+        open().confirm("new").and_then(broken),
     ] {
         assert!(refused.is_err() && !new.exists(), "{refused:?}");
     }
     // A file system's place in the tree is no disk, and neither is a folder.
-    let refused = Target::open(scratch.path(), &image);
+    let refused = Target::open(scratch.path(), &wanted);
     assert!(matches!(refused, Err(FlashError::NotADisk(_))), "{refused:?}");
 }
 

@@ -53,7 +53,26 @@ pub(crate) struct Host {
 }
 
 impl Host {
+    /// A machine whose disk is a flashed one.
     pub(crate) fn new(image: &Path, description: &Image) -> Self {
+        let host = Self::powered_off();
+        host.machine
+            .insert_disk(&image.join(&description.disk.file))
+            .unwrap();
+        host
+    }
+
+    /// A machine with an empty disk.
+    pub(crate) fn blank() -> Self {
+        let host = Self::powered_off();
+        fs::create_dir_all(&host.machine.dir).unwrap();
+        File::create(host.machine.disk())
+            .and_then(|disk| disk.set_len(u64::from(host.machine.disk_mib) << 20))
+            .unwrap();
+        host
+    }
+
+    fn powered_off() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let machine = Machine {
             dir: dir.path().join("machine"),
@@ -65,7 +84,6 @@ impl Host {
             forward: Vec::new(),
             extra: Vec::new(),
         };
-        machine.insert_disk(&image.join(&description.disk.file)).unwrap();
         Self {
             dir,
             machine,
@@ -215,12 +233,17 @@ impl Boot {
         self.line("  principal    ")
     }
 
-    /// Types on the first serial port.
-    pub(crate) fn type_keys(&self, keys: &str) {
+    /// Types on the first serial port. Whoever looks for whole words in the answer keeps the connection until it is there:
+    /// QEMU may log a character twice when somebody hangs up.
+    pub(crate) fn type_keys(&self, keys: &str) -> Keyboard {
         let mut port = UnixStream::connect(keyboard(&self.logs[0])).unwrap();
         port.write_all(keys.as_bytes()).unwrap();
+        // The machine stands still when nobody reads what it answers.
+        let mut answers = port.try_clone().unwrap();
+        std::thread::spawn(move || std::io::copy(&mut answers, &mut std::io::sink()));
         // QEMU reads what it has room for; closed at once, the rest would be lost.
         std::thread::sleep(Duration::from_secs(1));
+        Keyboard(port)
     }
 
     /// Waits for `wanted` on the first serial port, behind its first `from` bytes.
@@ -259,6 +282,16 @@ impl Boot {
             );
             std::thread::sleep(Duration::from_millis(500));
         }
+    }
+}
+
+/// A connection to the first serial port.
+pub(crate) struct Keyboard(UnixStream);
+
+impl Drop for Keyboard {
+    fn drop(&mut self) {
+        // The machine may be gone.
+        let _ = self.0.shutdown(std::net::Shutdown::Both);
     }
 }
 

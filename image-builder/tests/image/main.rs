@@ -8,6 +8,7 @@ mod boot;
 mod device;
 mod firstboot;
 mod inside;
+mod install;
 mod machine;
 mod operator;
 mod provider;

@@ -1,11 +1,10 @@
 //! The verbs about the provider's image.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use image_builder::appliance::config::Config;
-use image_builder::appliance::flash::Target;
 use image_builder::appliance::image::Image;
 use image_builder::appliance::qemu::{Machine, Part, Serial};
 use image_builder::appliance::seed::Seed;
@@ -237,7 +236,9 @@ impl Flash {
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let image = Image::read(&self.image)?;
         let seed = self.seed.as_deref().map(Seed::read).transpose()?;
-        let target = Target::open(&self.target, &image)?;
+        // A damaged image is found before the disk is touched.
+        let mut disk = image.disk(&self.image)?;
+        let target = flash::Target::open(&self.target, &image.wanted())?;
         let typed = match self.confirm {
             Some(name) => name,
             None => {
@@ -256,22 +257,7 @@ impl Flash {
             }
         };
         let confirmed = target.confirm(&typed)?;
-        let bar = if std::io::stderr().is_terminal() {
-            indicatif::ProgressBar::new(image.disk_size)
-        } else {
-            indicatif::ProgressBar::hidden()
-        };
-        bar.set_style(
-            indicatif::ProgressStyle::with_template(
-                "{msg:>7} {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
-            )
-            .expect("a constant template"),
-        );
-        confirmed.write(&self.image, &image, &|what, done, _| {
-            bar.set_message(what.to_owned());
-            bar.set_position(done);
-        })?;
-        bar.finish_and_clear();
+        confirmed.write_with_bar(&mut disk, &image.wanted())?;
         if let Some(seed) = &seed {
             seed.write(&self.target)?;
         }
