@@ -412,6 +412,15 @@ fn a_developer_rents_watches_extends_and_cancels_and_the_money_adds_up() {
         "{host_page}"
     );
 
+    // The payment is the token's last movement, in a log that `decent` checks.
+    let history: Vec<Value> = world.json(&["history", "--last", "1"]);
+    assert_eq!(
+        (history[0]["operation"].as_str(), history[0]["from"].as_str()),
+        (Some("xfer"), Some(contract.developer.to_text().as_str()))
+    );
+    let page = world.page("dev", &["history", "--of", &contract.developer.to_text()]);
+    assert!(page.contains("mint") && page.contains("xfer"), "{page}");
+
     // Somebody else can't cancel; the developer can, and gets everything back.
     let (code, text) = world.fails("provider", &["contract", "cancel", &id]);
     assert_eq!(code, 1, "{text}");

@@ -9,6 +9,7 @@
 
 mod config;
 mod error;
+mod history;
 mod key;
 mod methods;
 mod transport;

@@ -10,10 +10,12 @@ use ic_transport_types::{
     NodeSignature, QueryResponse, RejectCode, RejectResponse, ReplyResponse, RequestId,
 };
 use ic_verify_bls_signature::PrivateKey;
+use icrc_ledger_types::icrc3::blocks::ICRC3DataCertificate;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::tree::{Node, Path};
+use crate::protocol::State;
 
 /// The DER header of a BLS12-381 public key as the Internet Computer writes it; 96 bytes of key follow.
 const ROOT_KEY_PREFIX: [u8; 37] = [
@@ -53,10 +55,24 @@ impl Outcome {
     }
 }
 
+/// What `certified_data` is the root hash of: the end of the ledger's chain and of the token's log.
+pub(crate) fn tips(state: &State) -> Node {
+    let (index, hash) = state.token_tip();
+    let mut tree = Node::default();
+    tree.insert(&[b"decent_tip"], state.tip().0.to_vec());
+    tree.insert(&[LAST_BLOCK_HASH], hash.0.to_vec());
+    tree.insert(&[LAST_BLOCK_INDEX], leb128(index));
+    tree
+}
+
+/// The labels of ICRC-3's tip certificate.
+const LAST_BLOCK_HASH: &[u8] = b"last_block_hash";
+const LAST_BLOCK_INDEX: &[u8] = b"last_block_index";
+
 /// The canister's own part of the state tree.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct CanisterState {
-    /// `certified_data`: the hash of the last block.
+    /// `certified_data`: see [`tips`].
     pub(crate) certified_data: Vec<u8>,
     /// `metadata/candid:service`.
     pub(crate) interface: String,
@@ -159,6 +175,31 @@ impl Signer {
         Signed {
             signature: self.root.sign(&message).serialize().to_vec(),
             tree,
+        }
+    }
+
+    /// `icrc3_get_tip_certificate`: the canister's certified data, and what it is the root hash of.
+    pub(crate) fn tip_certificate(
+        &self,
+        now: u64,
+        canister: &CanisterState,
+        tips: &Node,
+    ) -> ICRC3DataCertificate {
+        let certified: Path = [
+            b"canister".as_slice(),
+            self.canister.as_slice(),
+            b"certified_data",
+        ]
+        .map(<[u8]>::to_vec)
+        .to_vec();
+        let shown = [LAST_BLOCK_HASH, LAST_BLOCK_INDEX].map(|label| vec![label.to_vec()]);
+        let shown = shown.each_ref().map(Vec::as_slice);
+        ICRC3DataCertificate {
+            certificate: self
+                .sign(self.tree(now, canister, []))
+                .certificate(&[certified])
+                .into(),
+            hash_tree: cbor(&tips.witness(&shown)).into(),
         }
     }
 

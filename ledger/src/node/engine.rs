@@ -16,7 +16,7 @@ use serde_bytes::ByteBuf;
 use tokio::sync::{oneshot, watch};
 
 use super::answers::{Answers, key};
-use super::certify::{CanisterState, Outcome, Signer, request_path};
+use super::certify::{CanisterState, Outcome, Signer, request_path, tips};
 use super::clock::{Clock, wall};
 use super::store::{Answer, Record, Store, StoreError};
 use crate::protocol::{MethodKind, Reject, State, method_kind};
@@ -32,6 +32,9 @@ const TICK_MAX: Duration = Duration::from_secs(60);
 
 /// And after a deadline at most this often, in case one stays due.
 const TICK_MIN: Duration = Duration::from_millis(5);
+
+/// The query that the node answers by itself.
+const TIP_CERTIFICATE: &str = "icrc3_get_tip_certificate";
 
 /// An authentic call on its way to the engine.
 pub(crate) struct Call {
@@ -97,7 +100,7 @@ impl Shared {
     /// The canister's part of the state tree.
     pub(crate) fn canister_state(&self, state: &State) -> CanisterState {
         CanisterState {
-            certified_data: state.tip().0.to_vec(),
+            certified_data: tips(state).digest().to_vec(),
             interface: self.interface.clone(),
         }
     }
@@ -105,6 +108,13 @@ impl Shared {
     /// Runs a query on the durable state.
     pub(crate) fn query(&self, sender: Principal, method: &str, argument: &[u8]) -> Outcome {
         match self.read() {
+            // As on the Internet Computer, only a query can have a certificate of the state that it sees.
+            Some(state) if method == TIP_CERTIFICATE => {
+                let (canister, tips) = (self.canister_state(&state), tips(&state));
+                drop(state);
+                let certificate = self.signer.tip_certificate(wall(), &canister, &tips);
+                Outcome::Replied(candid::encode_one(Some(certificate)).unwrap_or_default())
+            }
             Some(state) => self.query_on(&state, sender, method, argument),
             None => stopping(),
         }

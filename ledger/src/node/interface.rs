@@ -9,6 +9,10 @@ use icrc_ledger_types::icrc1::transfer::{TransferArg, TransferError};
 use icrc_ledger_types::icrc2::allowance::{Allowance, AllowanceArgs};
 use icrc_ledger_types::icrc2::approve::{ApproveArgs, ApproveError};
 use icrc_ledger_types::icrc2::transfer_from::{TransferFromArgs, TransferFromError};
+use icrc_ledger_types::icrc3::archive::{GetArchivesArgs, GetArchivesResult};
+use icrc_ledger_types::icrc3::blocks::{
+    GetBlocksRequest, GetBlocksResult, ICRC3DataCertificate, SupportedBlockType,
+};
 
 use crate::api::{
     CheckIn, Confirmation, Contract, ContractId, Digest32, EvidenceRecord, ExtendArgs, HeartbeatArgs,
@@ -93,6 +97,11 @@ pub fn interface() -> String {
         s.types.add::<Result<Nat, TransferFromError>>(),
     );
     s.add("icrc2_transfer_from", vec![], vec![arg], ret);
+
+    s.query::<GetArchivesArgs, GetArchivesResult>("icrc3_get_archives");
+    s.query::<Vec<GetBlocksRequest>, GetBlocksResult>("icrc3_get_blocks");
+    s.read::<Option<ICRC3DataCertificate>>("icrc3_get_tip_certificate");
+    s.read::<Vec<SupportedBlockType>>("icrc3_supported_block_types");
 
     s.read::<LedgerInfo>("ledger_info");
     s.read::<Vec<Offering>>("offerings");

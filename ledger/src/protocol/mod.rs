@@ -23,6 +23,7 @@
 //! | `state` | tables, derived indices, apply and replay |
 //! | `txn` | one command's changes beside the state |
 //! | `token` | ICRC-1, ICRC-2 |
+//! | `icrc3` | the token's block log |
 //! | `registry` | providers, developers, hosts, heartbeats |
 //! | `offering` | offerings, prices, matching, why not |
 //! | `contract` | rent → accept → evidence → active → end |
@@ -36,7 +37,7 @@
 //! Always true after every block: supply = Σ balances; per contract funded = held + released + refunded and its escrow
 //! account holds exactly `held`; every contract that hasn't ended has a deadline.
 //!
-//! Not here: ICRC-3, governance, TDX, host quotes (the ledger issue).
+//! Not here: governance, TDX, host quotes (the ledger issue).
 
 pub mod block;
 mod books;
@@ -45,6 +46,7 @@ mod contract;
 mod evidence;
 pub mod genesis;
 mod host_evidence;
+mod icrc3;
 mod offering;
 mod query;
 mod registry;

@@ -4,9 +4,12 @@
 use candid::Principal;
 use icrc_ledger_types::icrc1::account::Account;
 use icrc_ledger_types::icrc2::allowance::{Allowance, AllowanceArgs};
+use icrc_ledger_types::icrc3::archive::{GetArchivesArgs, GetArchivesResult};
+use icrc_ledger_types::icrc3::blocks::{GetBlocksRequest, ICRC3DataCertificate};
 use serde::{Deserialize, Serialize};
 
 use super::command::{MethodKind, Reject, decode, encode};
+use super::icrc3::supported_block_types;
 use super::state::State;
 use super::token::{NAME, SYMBOL};
 use super::txn::not_found;
@@ -121,7 +124,7 @@ impl State {
                 let account: Account = decode(method, argument)?;
                 encode(&candid::Nat::from(self.balance(&account)))
             }
-            "icrc1_supported_standards" => encode(&["ICRC-1", "ICRC-2"].map(|name| Standard {
+            "icrc1_supported_standards" => encode(&["ICRC-1", "ICRC-2", "ICRC-3"].map(|name| Standard {
                 name: name.to_owned(),
                 url: format!("https://github.com/dfinity/ICRC-1/tree/main/standards/{name}"),
             })),
@@ -133,6 +136,16 @@ impl State {
                     expires_at,
                 })
             }
+            "icrc3_get_blocks" => {
+                encode(&self.token_blocks(&decode::<Vec<GetBlocksRequest>>(method, argument)?))
+            }
+            "icrc3_get_archives" => {
+                decode::<GetArchivesArgs>(method, argument)?;
+                encode(&GetArchivesResult::new())
+            }
+            "icrc3_supported_block_types" => encode(&supported_block_types()),
+            // Only who signs can: the node answers it for queries. Elsewhere there is no certificate.
+            "icrc3_get_tip_certificate" => encode(&None::<ICRC3DataCertificate>),
             "ledger_info" => encode(&self.info(now)),
             "match_offerings" => {
                 encode(&self.match_offerings(caller, &decode::<Request>(method, argument)?, now))

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::block::{Block, hash};
 use super::command::{Command, Reject, Reply, TICK, committed_reply, encode_reply};
 use super::genesis::{Genesis, GenesisError};
+use super::icrc3::{Entry, Log, TokenBlock};
 use super::token::Allowance;
 use super::txn::{Changes, Txn, account, not_allowed};
 use crate::api::{
@@ -139,6 +140,8 @@ pub struct State {
     pub(super) transfers: BTreeMap<(TimeNs, Digest32), u64>,
     /// Weights of who takes part in a reward block that wasn't paid yet, by block: there is never more than one.
     pub(super) check_ins: BTreeMap<(u64, Principal), u64>,
+    /// The token's own log (ICRC-3).
+    pub(super) tokens: Log,
     pub(super) index: Index,
     blocks: Vec<Block>,
 }
@@ -172,6 +175,9 @@ impl State {
         let time = genesis.start().unwrap_or(0); // checked just now
         let mut balances = BTreeMap::new();
         let mut supply: Amount = 0;
+        let mut tokens = Log::default();
+        let fees = account(genesis.fees_wallet);
+        tokens.push(TokenBlock::own(time, Entry::FeeCollector(fees)));
         for balance in &genesis.balances {
             if balance.owner == ledger {
                 return Err(GenesisError {
@@ -183,6 +189,8 @@ impl State {
             supply = supply.saturating_add(balance.amount);
             let held = balances.entry(account(balance.owner)).or_insert(0);
             *held = balance.amount.saturating_add(*held);
+            let (to, amount) = (account(balance.owner), balance.amount);
+            tokens.push(TokenBlock::own(time, Entry::Mint { to, amount }));
         }
         let chain = Chain {
             height: 0,
@@ -214,6 +222,7 @@ impl State {
             reputations: BTreeMap::new(),
             transfers: BTreeMap::new(),
             check_ins: BTreeMap::new(),
+            tokens,
             index: Index::default(),
             blocks: Vec::new(),
         })
@@ -421,6 +430,9 @@ impl State {
         merge(&mut self.reputations, changes.reputations);
         merge(&mut self.transfers, changes.transfers);
         merge(&mut self.check_ins, changes.check_ins);
+        for block in changes.tokens {
+            self.tokens.push(block);
+        }
     }
 
     /// The index computed anew.

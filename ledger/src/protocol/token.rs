@@ -1,4 +1,4 @@
-//! The token: ICRC-1 and ICRC-2 [5.4].
+//! The token: ICRC-1 and ICRC-2 [5.4]; its log is ICRC-3's ([`super::icrc3`]).
 //!
 //! - 9 decimals; amounts on the wire are unbounded naturals, here 64 bits: whatever is larger can't be there.
 //! - The fee of a transfer or approval goes to the fees wallet; a transfer to the minting account burns, without a fee.
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::block::hash;
 use super::command::encode;
+use super::icrc3::{Entry, Given, TokenBlock};
 use super::state::State;
 use super::txn::Txn;
 use crate::api::{Amount, DECIMALS, Digest32, TimeNs};
@@ -56,13 +57,24 @@ impl Allowance {
 struct Movement<'a> {
     from: Account,
     to: Account,
+    spender: Option<Account>,
     amount: &'a Nat,
     fee: Option<&'a Nat>,
     memo: Option<&'a Memo>,
+    created_at: Option<TimeNs>,
 }
 
 /// A call that a repetition of would be a duplicate: its `created_at_time`, and its content.
 type Key = (TimeNs, Digest32);
+
+/// What the caller gave, as the log has it; fee and memo are checked already.
+fn given(fee: Option<&Nat>, memo: Option<&Memo>, created_at: Option<TimeNs>) -> Given {
+    Given {
+        fee: fee.and_then(small),
+        memo: memo.map(|memo| memo.0.to_vec()),
+        created_at,
+    }
+}
 
 fn generic(code: u32, message: &str) -> TransferError {
     TransferError::GenericError {
@@ -113,9 +125,11 @@ impl Txn<'_> {
                 subaccount: args.from_subaccount,
             },
             to: args.to,
+            spender: None,
             amount: &args.amount,
             fee: args.fee.as_ref(),
             memo: args.memo.as_ref(),
+            created_at: args.created_at_time,
         };
         let fee = self.check(&movement)?;
         let key = self.fresh(args.created_at_time, b"\x0fdecent-transfer", caller, args)?;
@@ -137,9 +151,11 @@ impl Txn<'_> {
         let movement = Movement {
             from: args.from,
             to: args.to,
+            spender: Some(spender),
             amount: &args.amount,
             fee: args.fee.as_ref(),
             memo: args.memo.as_ref(),
+            created_at: args.created_at_time,
         };
         let fee = self.check(&movement).map_err(of_transfer_from)?;
         let key = self
@@ -203,10 +219,22 @@ impl Txn<'_> {
         }
         let fees = super::txn::account(self.state.genesis.fees_wallet);
         let balance = self.balance(&from);
-        self.pay(from, fees, fee)
+        self.shift(from, fees, fee)
             .map_err(|_| ApproveError::InsufficientFunds {
                 balance: balance.into(),
             })?;
+        self.tokens.push(TokenBlock {
+            time: self.now,
+            entry: Entry::Approve {
+                from,
+                spender: args.spender,
+                amount: Box::new(args.amount.clone()),
+                expected: args.expected_allowance.clone().map(Box::new),
+                expires_at: args.expires_at,
+            },
+            fee,
+            given: given(args.fee.as_ref(), args.memo.as_ref(), args.created_at_time),
+        });
         let allowance = Allowance {
             amount: small(&args.amount).unwrap_or(Amount::MAX),
             expires_at: args.expires_at,
@@ -289,15 +317,29 @@ impl Txn<'_> {
             self.burn(from, amount)
         } else {
             let fees = super::txn::account(self.state.genesis.fees_wallet);
-            self.pay(from, movement.to, amount)
-                .and_then(|()| self.pay(from, fees, fee))
+            self.shift(from, movement.to, amount)
+                .and_then(|()| self.shift(from, fees, fee))
         };
         done.map_err(|_| short())?;
-        // A transfer of nothing without a fee is a block too: its index is the answer.
-        self.balances.put(from, self.balance(&from));
-        if self.balance(&from) == 0 {
-            self.balances.remove(from);
-        }
+        let Movement { to, spender, .. } = *movement;
+        self.tokens.push(TokenBlock {
+            time: self.now,
+            entry: match burns {
+                true => Entry::Burn {
+                    from,
+                    spender,
+                    amount,
+                },
+                false => Entry::Transfer {
+                    from,
+                    to,
+                    spender,
+                    amount,
+                },
+            },
+            fee,
+            given: given(movement.fee, movement.memo, movement.created_at),
+        });
         Ok(())
     }
 
@@ -331,14 +373,15 @@ impl Txn<'_> {
         }
     }
 
-    /// Remembers the call for who repeats it, and answers its block's index.
+    /// Remembers the call for who repeats it, and answers the index of its block, which is the last, in the token's log.
     fn remember(&mut self, key: Option<Key>) -> Nat {
-        let height = self.state.height();
+        let length = self.state.tokens.len().saturating_add(self.tokens.len() as u64);
+        let index = length.saturating_sub(1);
         self.forget_old();
         if let Some(key) = key {
-            self.transfers.put(key, height);
+            self.transfers.put(key, index);
         }
-        height.into()
+        index.into()
     }
 
     fn forget_old(&mut self) {

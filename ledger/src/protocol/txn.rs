@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use candid::Principal;
 use icrc_ledger_types::icrc1::account::Account;
 
+use super::icrc3::{Entry, TokenBlock};
 use super::state::{Counters, Host, Provider, Record, State, StoredOffering};
 use super::token::Allowance;
 use crate::api::{Amount, ContractId, Digest32, EvidenceRecord, LedgerError, OfferingId, Reputation, TimeNs};
@@ -56,6 +57,8 @@ pub(super) struct Changes {
     pub(super) reputations: BTreeMap<Principal, Option<Reputation>>,
     pub(super) transfers: BTreeMap<(TimeNs, Digest32), Option<u64>>,
     pub(super) check_ins: BTreeMap<(u64, Principal), Option<u64>>,
+    /// New blocks of the token's log.
+    pub(super) tokens: Vec<TokenBlock>,
     dirty: bool,
 }
 
@@ -87,6 +90,7 @@ pub(super) struct Txn<'a> {
     pub(super) reputations: Overlay<'a, Principal, Reputation>,
     pub(super) transfers: Overlay<'a, (TimeNs, Digest32), u64>,
     pub(super) check_ins: Overlay<'a, (u64, Principal), u64>,
+    pub(super) tokens: Vec<TokenBlock>,
 }
 
 impl<'a> Txn<'a> {
@@ -109,6 +113,7 @@ impl<'a> Txn<'a> {
             reputations: Overlay::over(&state.reputations),
             transfers: Overlay::over(&state.transfers),
             check_ins: Overlay::over(&state.check_ins),
+            tokens: Vec::new(),
         }
     }
 
@@ -128,7 +133,8 @@ impl<'a> Txn<'a> {
             || !self.chips.writes.is_empty()
             || !self.reputations.writes.is_empty()
             || !self.transfers.writes.is_empty()
-            || !self.check_ins.writes.is_empty();
+            || !self.check_ins.writes.is_empty()
+            || !self.tokens.is_empty();
         Changes {
             counters: self.counters,
             balances: self.balances.writes,
@@ -145,6 +151,7 @@ impl<'a> Txn<'a> {
             reputations: self.reputations.writes,
             transfers: self.transfers.writes,
             check_ins: self.check_ins.writes,
+            tokens: self.tokens,
             dirty,
         }
     }
@@ -162,11 +169,28 @@ impl<'a> Txn<'a> {
         }
     }
 
-    /// Moves money. Both sides or neither; 0 is nothing.
+    /// Puts a block of the ledger's own into the token's log.
+    fn log(&mut self, entry: Entry) {
+        self.tokens.push(TokenBlock::own(self.now, entry));
+    }
+
+    /// Moves money, and logs it as a transfer without a fee. Both sides or neither; 0 is nothing.
     pub(super) fn pay(&mut self, from: Account, to: Account, amount: Amount) -> Result<(), LedgerError> {
         if amount == 0 {
             return Ok(());
         }
+        self.shift(from, to, amount)?;
+        self.log(Entry::Transfer {
+            from,
+            to,
+            spender: None,
+            amount,
+        });
+        Ok(())
+    }
+
+    /// Moves money. Both sides or neither; the log is the caller's part.
+    pub(super) fn shift(&mut self, from: Account, to: Account, amount: Amount) -> Result<(), LedgerError> {
         let there = self.balance(&from);
         let left = there.checked_sub(amount).ok_or(LedgerError::InsufficientFunds {
             balance: there,
@@ -190,10 +214,11 @@ impl<'a> Txn<'a> {
         self.counters.supply = supply;
         self.counters.minted = minted;
         self.set_balance(to, balance);
+        self.log(Entry::Mint { to, amount });
         Ok(())
     }
 
-    /// Destroys money.
+    /// Destroys money; the log is the caller's part.
     pub(super) fn burn(&mut self, from: Account, amount: Amount) -> Result<(), LedgerError> {
         let there = self.balance(&from);
         let left = there.checked_sub(amount).ok_or(LedgerError::InsufficientFunds {

@@ -5,6 +5,7 @@
 )]
 
 mod crash;
+mod history;
 mod standard;
 mod world;
 

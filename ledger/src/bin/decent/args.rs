@@ -89,6 +89,15 @@ It takes the place of what they might spend before; 0 ends it. It is no promise 
         #[arg(long, value_name = "ACCOUNT")]
         of: Option<Account>,
     },
+    /// The token's last movements, each checked against the hash that the ledger signs (ICRC-3)
+    History {
+        /// So many blocks
+        #[arg(long, default_value_t = 20, value_name = "N")]
+        last: u64,
+        /// Of them, only what concerns this account
+        #[arg(long, value_name = "ACCOUNT")]
+        of: Option<Account>,
+    },
     /// Be a provider
     #[command(subcommand)]
     Provider(ProviderCommand),

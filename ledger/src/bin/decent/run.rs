@@ -64,6 +64,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<()> {
             expires,
         } => session.approve(spender, amount, expires).await,
         Command::Allowance { spender, of } => session.allowance(of, spender).await,
+        Command::History { last, of } => session.history(last, of).await,
         Command::Provider(ProviderCommand::Register { profile }) => {
             let (client, profile) = (session.signer()?, parse::profile(&profile)?);
             repeat(|| client.register_provider(profile.clone())).await?;

@@ -5,6 +5,7 @@ mod chain;
 mod contract;
 mod evidence;
 mod host_evidence;
+mod icrc3;
 mod matching;
 mod property;
 mod registry;
@@ -318,7 +319,7 @@ impl World {
         self.blocks.extend(self.state.take_blocks());
     }
 
-    /// Replays the blocks over the genesis, each through its bytes.
+    /// Replays the blocks over the genesis, each through its bytes; and the token's log gives every balance.
     #[track_caller]
     pub(super) fn assert_replay(&self) {
         let mut again = State::new(self.state.genesis().clone(), ledger()).unwrap();
@@ -328,6 +329,7 @@ impl World {
                 .unwrap();
         }
         assert_eq!(again, self.state);
+        icrc3::assert_log(&self.state);
     }
 }
 

@@ -34,8 +34,8 @@ fn a_transfer_moves_the_amount_and_the_fee() {
         owner: principal("x"),
         subaccount: Some([5; 32]),
     };
-    let height = world.state.height();
-    assert_eq!(send(&mut world, transfer(sub, 7)), Ok(height.into()));
+    let index = world.state.token_tip().0 + 1;
+    assert_eq!(send(&mut world, transfer(sub, 7)), Ok(index.into()));
     assert_eq!(world.state.balance(&sub), 7);
     assert_eq!(world.money(world.developer), 1_000 * DCT - 7 - 10_000);
     assert_eq!(world.money(world.state.genesis().fees_wallet), 10_000);
