@@ -433,6 +433,37 @@ fn a_developer_rents_watches_extends_and_cancels_and_the_money_adds_up() {
             .contains("cancelled")
     );
 
+    // Several at once: all of them, or none. The machine has 4 vCPUs, one of
+    // them not yet released.
+    let mut several = rent.clone();
+    let at = several.iter().position(|arg| *arg == "7").unwrap();
+    several[at] = "100";
+    several.extend(["--nodes", "5"]);
+    let (code, text) = world.fails("dev", &several);
+    assert_eq!(code, 1, "{text}");
+    assert!(
+        text.contains("there is room for 3 of 5 such VMs; nothing was rented"),
+        "{text}"
+    );
+    *several.last_mut().unwrap() = "3";
+    let made: Value = world.json(&several);
+    let ids: Vec<&str> = made["contracts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|id| id.as_str().unwrap())
+        .collect();
+    assert_eq!(
+        world.page("dev", &several).lines().collect::<Vec<_>>(),
+        ids,
+        "the same memo is the same contracts"
+    );
+    for id in ids {
+        let ended: Contract = world.json(&["contract", "cancel", id]);
+        assert_eq!(ended.escrow.funded, ended.escrow.refunded);
+        runtime.block_on(host.released(ended.id)).unwrap();
+    }
+
     // Another one, all the way: waits until it is active, verifies, extends, settles, cancels.
     let at = rent.iter().position(|arg| *arg == "7").unwrap();
     rent[at] = "8";

@@ -71,6 +71,22 @@ pub struct Capacity {
     pub gpus: u32,
 }
 
+impl Capacity {
+    /// What is left beside a VM of that request; never below zero.
+    pub fn without(self, request: &Request) -> Self {
+        let storage_gib = match request.storage_gib {
+            Quota::Limited(gib) => gib,
+            Quota::Unlimited => 0, // sold with the VM, and not counted
+        };
+        Self {
+            vcpus: self.vcpus.saturating_sub(request.vcpus),
+            memory_mib: self.memory_mib.saturating_sub(request.memory_mib),
+            storage_gib: self.storage_gib.saturating_sub(storage_gib),
+            gpus: self.gpus.saturating_sub(request.gpus),
+        }
+    }
+}
+
 /// Prices per hour, each in 10⁻⁹ DCT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, CandidType, Serialize, Deserialize)]
 pub struct PriceList {

@@ -15,6 +15,7 @@
 //! | `retire_host(principal)` | update | its provider |
 //! | `match_offerings(Request)`, `why_not(Request)` | query | anyone |
 //! | `rent(RentArgs)` | update | a developer; money goes to escrow |
+//! | `rent_all(vec RentArgs)` | update | a developer; all of them or none |
 //! | `accept(ContractId)`, `refuse(RefuseArgs)` | update | the contract's host |
 //! | `contract_nonce(ContractId)` | update | the contract's host or developer |
 //! | `submit_evidence(SubmitEvidenceArgs)` | update | the contract's host |

@@ -160,6 +160,11 @@ impl Client {
         self.update_result("rent", One(arguments)).await
     }
 
+    /// Several at once: all of them, or none. Idempotent by their memos.
+    pub async fn rent_all(&self, nodes: Vec<RentArgs>) -> Result<Vec<ContractId>, ClientError> {
+        self.update_result("rent_all", One(nodes)).await
+    }
+
     /// Pays for more time.
     pub async fn extend(&self, arguments: ExtendArgs) -> Result<Contract, ClientError> {
         self.update_result("extend", One(arguments)).await

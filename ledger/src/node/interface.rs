@@ -126,6 +126,7 @@ pub fn interface() -> String {
     s.update::<Principal, ()>("retire_host");
     s.update::<OfferingId, ()>("withdraw_offering");
     s.update::<RentArgs, ContractId>("rent");
+    s.update::<Vec<RentArgs>, Vec<ContractId>>("rent_all");
     s.update::<ContractId, ()>("accept");
     s.update::<RefuseArgs, ()>("refuse");
     s.update::<ContractId, Digest32>("contract_nonce");

@@ -42,6 +42,8 @@ pub enum Command {
     WithdrawOffering(OfferingId),
     /// `rent`.
     Rent(RentArgs),
+    /// `rent_all`.
+    RentAll(Vec<RentArgs>),
     /// `accept`.
     Accept(ContractId),
     /// `refuse`.
@@ -89,6 +91,8 @@ pub enum Reply {
     Offering(OfferingId),
     /// `rent`.
     Contract(ContractId),
+    /// `rent_all`.
+    Contracts(Vec<ContractId>),
     /// `contract_nonce`, `host_nonce`.
     Nonce(Digest32),
     /// `submit_host_evidence`.
@@ -175,6 +179,7 @@ const UPDATES: &[&str] = &[
     "publish_offering",
     "withdraw_offering",
     "rent",
+    "rent_all",
     "accept",
     "refuse",
     "contract_nonce",
@@ -263,6 +268,7 @@ impl Command {
             "publish_offering" => Self::PublishOffering(decode(method, argument)?),
             "withdraw_offering" => Self::WithdrawOffering(decode(method, argument)?),
             "rent" => Self::Rent(decode(method, argument)?),
+            "rent_all" => Self::RentAll(decode(method, argument)?),
             "accept" => Self::Accept(decode(method, argument)?),
             "refuse" => Self::Refuse(decode(method, argument)?),
             "contract_nonce" => Self::ContractNonce(decode(method, argument)?),
@@ -300,6 +306,7 @@ impl Command {
             Self::PublishOffering(a) => ("publish_offering", encode(a)),
             Self::WithdrawOffering(a) => ("withdraw_offering", encode(a)),
             Self::Rent(a) => ("rent", encode(a)),
+            Self::RentAll(a) => ("rent_all", encode(a)),
             Self::Accept(a) => ("accept", encode(a)),
             Self::Refuse(a) => ("refuse", encode(a)),
             Self::ContractNonce(a) => ("contract_nonce", encode(a)),
@@ -333,6 +340,7 @@ pub fn encode_reply(result: &Result<Reply, LedgerError>) -> Vec<u8> {
         Ok(Reply::Ticked(ticked)) => ok(ticked),
         Ok(Reply::Offering(id)) => ok(id),
         Ok(Reply::Contract(id)) => ok(id),
+        Ok(Reply::Contracts(ids)) => ok(ids),
         Ok(Reply::Nonce(nonce)) => ok(nonce),
         Ok(Reply::HostVerified(verified)) => ok(verified),
         Ok(Reply::Confirmed(confirmation)) => ok(confirmation),

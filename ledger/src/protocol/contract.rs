@@ -9,6 +9,8 @@
 //!
 //! Each call may come twice (a lost answer, a crash): what is done already is answered again and costs nothing.
 
+use std::collections::BTreeSet;
+
 use candid::Principal;
 
 use super::block::hash;
@@ -27,6 +29,9 @@ use crate::api::{
 
 /// Refused submissions of evidence after which a contract takes no more.
 pub const REFUSALS_MAX: u32 = 32;
+
+/// Nodes of one request.
+const NODES_MAX: usize = 64;
 
 const SSH_KEYS_MAX: usize = 16;
 const PORTS_MAX: usize = 16;
@@ -146,6 +151,23 @@ impl Txn<'_> {
         Ok(())
     }
 
+    /// Several nodes in one request [5.3]: all of them, or none and nothing paid.
+    pub(super) fn rent_all(
+        &mut self,
+        developer: Principal,
+        nodes: &[RentArgs],
+    ) -> Result<Vec<ContractId>, LedgerError> {
+        if nodes.is_empty() || nodes.len() > NODES_MAX {
+            let why = format!("{}; 1 to {NODES_MAX} in one request", nodes.len());
+            return Err(invalid("nodes", why));
+        }
+        let memos: BTreeSet<u64> = nodes.iter().map(|node| node.memo).collect();
+        if memos.len() < nodes.len() {
+            return Err(invalid("memo", "each node has a memo of its own"));
+        }
+        nodes.iter().map(|node| self.rent(developer, node)).collect()
+    }
+
     pub(super) fn rent(&mut self, developer: Principal, args: &RentArgs) -> Result<ContractId, LedgerError> {
         if self.developers.get(&developer).is_none() {
             return Err(not_allowed(
@@ -170,7 +192,7 @@ impl Txn<'_> {
                 args.offering
             ))
         })?;
-        let offering = self.state.offering(args.offering, &stored);
+        let offering = self.offering(args.offering, &stored);
         let reasons = self
             .state
             .mismatches(&offering, &args.request, Some(developer), self.now);
@@ -260,7 +282,8 @@ impl Txn<'_> {
             let salt = hash(&parts);
             let id = Bytes(attestation::contract_id(&salt.0, &settings));
             let name = format!("{}.{domain}", id.short());
-            if !self.state.index.names.contains_key(&name) && self.contracts.get(&id).is_none() {
+            let taken = self.contracts.written().any(|record| record.derived_name == name);
+            if !taken && !self.state.index.names.contains_key(&name) && self.contracts.get(&id).is_none() {
                 return Ok((id, salt, name));
             }
         }

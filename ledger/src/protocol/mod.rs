@@ -85,6 +85,7 @@ impl txn::Txn<'_> {
             Command::PublishOffering(spec) => self.publish_offering(caller, spec).map(Reply::Offering),
             Command::WithdrawOffering(id) => self.withdraw_offering(caller, *id).map(done),
             Command::Rent(args) => self.rent(caller, args).map(Reply::Contract),
+            Command::RentAll(nodes) => self.rent_all(caller, nodes).map(Reply::Contracts),
             Command::Accept(id) => self.accept(caller, id).map(done),
             Command::Refuse(args) => self.refuse(caller, args).map(done),
             Command::ContractNonce(id) => self.contract_nonce(caller, id).map(Reply::Nonce),

@@ -9,7 +9,7 @@
 use candid::Principal;
 
 use super::genesis::SUPPLY_MAX;
-use super::state::{State, StoredOffering};
+use super::state::{Record, State, StoredOffering};
 use super::text;
 use super::txn::{Txn, invalid, not_allowed, not_found};
 use crate::api::{
@@ -194,23 +194,27 @@ impl Txn<'_> {
     }
 }
 
+impl Txn<'_> {
+    /// The offering as it is after what this command has rented already.
+    pub(super) fn offering(&self, id: OfferingId, stored: &StoredOffering) -> Offering {
+        let mut offering = self.state.offering(id, stored);
+        for Record { contract, .. } in self.contracts.written() {
+            if contract.host == stored.host && !self.state.contracts.contains_key(&contract.id) {
+                offering.free = offering.free.without(&contract.args.request);
+            }
+        }
+        offering
+    }
+}
+
 impl State {
     /// What the host's published capacity leaves after every contract that it hasn't released.
     pub(super) fn free(&self, host: Principal, capacity: &Capacity) -> Capacity {
-        let mut free = *capacity;
-        for id in self.index.unreleased.get(&host).into_iter().flatten() {
-            let Some(record) = self.contracts.get(id) else {
-                continue;
-            };
-            let request = &record.contract.args.request;
-            free.vcpus = free.vcpus.saturating_sub(request.vcpus);
-            free.memory_mib = free.memory_mib.saturating_sub(request.memory_mib);
-            free.gpus = free.gpus.saturating_sub(request.gpus);
-            if let Quota::Limited(gib) = request.storage_gib {
-                free.storage_gib = free.storage_gib.saturating_sub(gib);
-            }
-        }
-        free
+        let ids = self.index.unreleased.get(&host).into_iter().flatten();
+        let records = ids.filter_map(|id| self.contracts.get(id));
+        records.fold(*capacity, |free, record| {
+            free.without(&record.contract.args.request)
+        })
     }
 
     /// Somebody's reputation, base units.

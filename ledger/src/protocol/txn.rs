@@ -32,6 +32,10 @@ impl<'a, K: Ord + Clone, V: Clone> Overlay<'a, K, V> {
             None => self.base.get(key),
         }
     }
+    /// What the command itself has put so far.
+    pub(super) fn written(&self) -> impl Iterator<Item = &V> {
+        self.writes.values().flatten()
+    }
     pub(super) fn put(&mut self, key: K, value: V) {
         self.writes.insert(key, Some(value));
     }

@@ -337,10 +337,14 @@ pub(crate) struct RentCommand {
     /// Least firmware versions of the platform, as in snp=22,microcode=213
     #[arg(long, value_name = "NAME=N,…", value_parser = parse::tcb)]
     pub(crate) min_tcb: Option<TcbFloor>,
-    /// The most that may go to escrow, DCT; without it what `match` says now
+    /// The most that may go to escrow for each VM, DCT; without it what `match` says now
     #[arg(long, value_name = "DCT", value_parser = parse::amount)]
     pub(crate) max_total: Option<u64>,
-    /// The same request with the same memo is one contract, so it can be repeated safely; without it a random one
+    /// So many VMs, all or none (at most 64): on different hosts first, each a contract of its own
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64), conflicts_with = "tls_name")]
+    pub(crate) nodes: u16,
+    /// The same request with the same memo is one contract, so it can be repeated safely; without it a random one. Further
+    /// nodes take the memos behind it
     #[arg(long)]
     pub(crate) memo: Option<u64>,
     /// Wait until the VM is confirmed (or the contract ended), telling what happens

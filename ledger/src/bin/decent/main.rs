@@ -11,6 +11,7 @@
 mod args;
 mod host;
 mod parse;
+mod rent;
 mod run;
 mod show;
 mod token;

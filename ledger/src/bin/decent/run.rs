@@ -8,8 +8,8 @@ use anyhow::{Context, bail};
 use candid::Principal;
 use clap::CommandFactory;
 use ledger::api::{
-    Contract, ContractId, ContractState, EvidenceRecord, ExtendArgs, Grade, HostStatement, ImageRef,
-    PenaliseArgs, RentArgs, TimeNs, TpmName, USER_DATA_MAX,
+    Contract, ContractId, ContractState, EvidenceRecord, ExtendArgs, Grade, HostStatement, PenaliseArgs,
+    TimeNs, TpmName,
 };
 use ledger::client::{Client, ClientError, ClientFile, Key};
 use ledger::crypto;
@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::args::{
-    Cli, Command, ContractCommand, DeveloperCommand, HostCommand, KeyCommand, ProviderCommand, RentCommand,
+    Cli, Command, ContractCommand, DeveloperCommand, HostCommand, KeyCommand, ProviderCommand,
 };
 use crate::{host, is_refusal, parse, show};
 
@@ -27,7 +27,7 @@ const ATTEMPTS: u32 = 5;
 /// The ledger said no, in another way than by an error of its own (a contract that ended before it was active).
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct SaidNo(String);
+pub(crate) struct SaidNo(pub(crate) String);
 
 /// Whether the ledger refused (exit code 1), rather than something being broken (2).
 pub(crate) fn refused(error: &anyhow::Error) -> bool {
@@ -306,80 +306,6 @@ impl Session {
         })
     }
 
-    async fn rent(&self, command: RentCommand) -> anyhow::Result<()> {
-        let client = self.signer()?;
-        let mut ssh_public_keys = Vec::new();
-        for path in &command.ssh_key {
-            ssh_public_keys.extend(parse::ssh_keys(path)?);
-        }
-        let user_data = command
-            .user_data
-            .as_deref()
-            .map(|path| parse::file(path, USER_DATA_MAX))
-            .transpose()?;
-        let request = command.request.request();
-        let (offering, max_total) = match (command.offering, command.max_total) {
-            (Some(offering), Some(max_total)) => (offering, max_total),
-            (offering, max_total) => {
-                let found = client.match_offerings(request.clone()).await?;
-                let pick = found
-                    .iter()
-                    .find(|found| offering.is_none_or(|id| id == found.offering.id));
-                let pick = pick.ok_or_else(|| {
-                    SaidNo(match offering {
-                        Some(id) => {
-                            format!("offering {id} doesn't fit the request; `decent why-not` says why")
-                        }
-                        None => "no offering fits the request; `decent why-not` says why".to_owned(),
-                    })
-                })?;
-                (pick.offering.id, max_total.unwrap_or(pick.total))
-            }
-        };
-        let memo = match command.memo {
-            Some(memo) => memo,
-            None => random()?,
-        };
-        let arguments = RentArgs {
-            request,
-            offering,
-            image: ImageRef {
-                manifest: command.image_digest,
-                url: command.image_url,
-            },
-            ssh_public_keys,
-            user_data: user_data.unwrap_or_default(),
-            tls_name: command.tls_name,
-            ports: command.port,
-            allowed_measurements: command.measurement,
-            min_tcb: command.min_tcb.unwrap_or_default(),
-            max_total,
-            memo,
-        };
-        let id = repeat(|| client.rent(arguments.clone())).await.map_err(|error| {
-            let transient = error.is_transient();
-            let error = anyhow::Error::from(error);
-            if transient {
-                error.context(format!(
-                    "it isn't known whether the VM was rented; the same command with --memo {memo} finds out and never pays twice"
-                ))
-            } else {
-                error
-            }
-        })?;
-        self.print(&json!({ "contract": id }), || format!("{id}\n"))?;
-        if !command.wait {
-            return Ok(());
-        }
-        let contract = follow(&client, id, true).await?;
-        match contract.state {
-            ContractState::Ended(_) => {
-                Err(SaidNo(format!("the contract {}", show::state(contract.state))).into())
-            }
-            _ => Ok(()),
-        }
-    }
-
     async fn contract(&self, command: ContractCommand) -> anyhow::Result<()> {
         match command {
             ContractCommand::Show { contract } => {
@@ -595,7 +521,7 @@ async fn resolve(client: &Client, text: &str) -> anyhow::Result<ContractId> {
 }
 
 /// Tells on stderr what happens to a contract, until it has ended (or is active, if that is enough).
-async fn follow(client: &Client, id: ContractId, until_active: bool) -> anyhow::Result<Contract> {
+pub(crate) async fn follow(client: &Client, id: ContractId, until_active: bool) -> anyhow::Result<Contract> {
     let started = Instant::now();
     let (mut last, mut refusals, mut misses) = (None, 0, 0);
     loop {

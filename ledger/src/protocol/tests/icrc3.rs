@@ -135,6 +135,55 @@ fn fields(block: &ICRC3Value) -> String {
     ICRC3Value::Map(block).to_string()
 }
 
+/// The standard's own vectors (ICRC-3, HASHINGVALUES.md).
+#[test]
+fn hashes_of_values_are_the_standards() {
+    let blob = |hex: &str| ICRC3Value::Blob(hex::decode(hex).unwrap().into());
+    let nat = |number: u64| ICRC3Value::Nat(number.into());
+    let text = |text: &str| ICRC3Value::Text(text.to_owned());
+    let account = |fourth: &str| {
+        blob(&format!(
+            "00ab{fourth}ef0012340056789a00bcdef000012345678900abcdef01"
+        ))
+    };
+    let map = [
+        ("from", account("cd")),
+        ("to", account("0d")),
+        ("amount", nat(42)),
+        ("created_at", nat(1_699_218_263)),
+        ("memo", nat(0)),
+    ];
+    let map = map.map(|(key, value)| (key.to_owned(), value));
+    for (value, wanted) in [
+        (
+            nat(42),
+            "684888c0ebb17f374298b65ee2807526c066094c701bcc7ebbe1c1095f494fc1",
+        ),
+        (
+            ICRC3Value::Int((-42).into()),
+            "de5a6f78116eca62d7fc5ce159d23ae6b889b365a1739ad2cf36f925a140d0cc",
+        ),
+        (
+            text("Hello, World!"),
+            "dffd6021bb2bd5b0af676290809ec3a53191dd81c7f70a4b28688a362182986f",
+        ),
+        (
+            blob("01020304"),
+            "9f64a747e1b97f131fabb6b447296c9b6f0201e79fb3c5356e6c77e89b6a806a",
+        ),
+        (
+            ICRC3Value::Array(vec![nat(3), text("foo"), blob("0506")]),
+            "514a04011caa503990d446b7dec5d79e19c221ae607fb08b2848c67734d468d6",
+        ),
+        (
+            ICRC3Value::Map(map.into()),
+            "c56ece650e1de4269c5bdeff7875949e3e2033f85b2d193c2ff4f7f78bdcfc75",
+        ),
+    ] {
+        assert_eq!(hex::encode(value.clone().hash()), wanted, "{value}");
+    }
+}
+
 #[test]
 fn a_new_ledgers_log_names_the_fee_collector_and_who_begins_with_money() {
     let state = State::new(genesis(), ledger()).unwrap();

@@ -145,10 +145,24 @@ fn run(world: &mut World, contracts: &mut Vec<ContractId>, step: &Step) {
             args.request.memory_mib = *memory_mib;
             args.request.period_s = *period_s;
             args.tls_name = (*name > 1).then(|| format!("n{name}.tenant.example"));
-            if let Ok(Reply::Contract(id)) = world.apply(person(*who), Command::Rent(args))
-                && !contracts.contains(&id)
-            {
-                contracts.push(id);
+            // Every third time several at once.
+            let more = RentArgs {
+                memo: memo.wrapping_add(1),
+                ..args.clone()
+            };
+            let command = match memo % 3 {
+                0 => Command::RentAll(vec![args, more]),
+                _ => Command::Rent(args),
+            };
+            let new = match world.apply(person(*who), command) {
+                Ok(Reply::Contract(id)) => vec![id],
+                Ok(Reply::Contracts(ids)) => ids,
+                _ => Vec::new(),
+            };
+            for id in new {
+                if !contracts.contains(&id) {
+                    contracts.push(id);
+                }
             }
         }
         Step::Contract { who, which, what } => {

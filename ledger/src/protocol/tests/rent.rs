@@ -230,3 +230,53 @@ fn user_data_is_shown_to_host_and_developer_only() {
         );
     }
 }
+
+/// Several nodes in one request [5.3] are paid and reserved together, or not at all. The machine has 8 vCPUs; each VM takes 2.
+#[test]
+fn several_nodes_are_rented_all_or_none() {
+    let mut world = World::new();
+    let nodes = |memos: std::ops::Range<u64>| -> Vec<RentArgs> {
+        let node = |memo| RentArgs { memo, ..rent_args(1) };
+        memos.map(node).collect()
+    };
+    let offering = world.offering;
+    let at = move |mut nodes: Vec<RentArgs>| {
+        nodes.iter_mut().for_each(|node| node.offering = offering);
+        Command::RentAll(nodes)
+    };
+    let developer = world.developer;
+    let before = world.money(developer);
+    // The fifth doesn't fit beside the four before it; a bad one spoils all; so does a memo used twice, or nothing at all.
+    world.refused(developer, at(nodes(0..5)), "vcpus");
+    let mut spoiled = nodes(0..3);
+    spoiled[2].max_total = 1;
+    world.refused(developer, at(spoiled), "max_total");
+    let twice = [nodes(0..1), nodes(0..1)].concat();
+    world.refused(developer, at(twice), "memo");
+    world.refused(developer, at(Vec::new()), "nodes");
+    world.refused(developer, at(nodes(0..65)), "nodes");
+    assert_eq!(world.money(developer), before);
+
+    let Reply::Contracts(ids) = world.ok(developer, at(nodes(0..3))) else {
+        panic!();
+    };
+    assert_eq!(ids.iter().collect::<std::collections::BTreeSet<_>>().len(), 3);
+    assert_eq!(world.money(developer), before - 3 * 10 * PRICE);
+    let names: std::collections::BTreeSet<String> = ids
+        .iter()
+        .map(|id| world.state.contracts[id].derived_name.clone())
+        .collect();
+    assert_eq!(names.len(), 3);
+    // A retry is answered, not charged; with one more node only that one is new.
+    assert_eq!(
+        world.again(developer, at(nodes(0..3))),
+        Reply::Contracts(ids.clone())
+    );
+    let Reply::Contracts(more) = world.ok(developer, at(nodes(0..4))) else {
+        panic!();
+    };
+    assert_eq!(more[..3], ids[..]);
+    assert_eq!(world.money(developer), before - 4 * 10 * PRICE);
+    world.refused(developer, at(nodes(4..5)), "vcpus");
+    world.assert_replay();
+}
