@@ -18,6 +18,7 @@ use tokio::sync::{oneshot, watch};
 use super::answers::{Answers, key};
 use super::certify::{CanisterState, Outcome, Signer, request_path, tips};
 use super::clock::{Clock, wall};
+use super::http::Place;
 use super::store::{Answer, Record, Store, StoreError};
 use crate::protocol::{MethodKind, Reject, State, method_kind};
 
@@ -45,6 +46,8 @@ pub(crate) struct Call {
     pub(crate) expiry: u64,
     /// Gets the certificate over the answer, once it is durable.
     pub(crate) answer: oneshot::Sender<Vec<u8>>,
+    /// Its place among the caller's calls.
+    pub(crate) _place: Place,
 }
 
 /// What runs in the engine's queue.

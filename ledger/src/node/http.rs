@@ -13,8 +13,10 @@
 //! An envelope that isn't authentic or well-formed is HTTP status 400 with the reason as text, as on the Internet
 //! Computer; everything about the call itself is a reject inside an answer.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -30,7 +32,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::certify::{Outcome, cbor, status_cbor};
 use super::clock::wall;
-use super::engine::{Call, Job, Metrics, Shared};
+use super::engine::{Call, Job, Metrics, QUEUE, Shared};
 use super::envelope::{Verified, verify};
 use super::tree::Path as TreePath;
 
@@ -49,6 +51,9 @@ const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Requests worked on at once that cost CPU: queries, certificates, signature checks. More wait in their connections.
 const WORKERS: usize = 16;
 
+/// Calls of one caller that may wait for the engine: with the whole queue to himself he would keep everybody else out.
+const CALLER_QUEUE: usize = QUEUE / 4;
+
 /// Limits on read_state (the specification's maximum for paths, and this ledger's depth).
 const PATHS_MAX: usize = 1_000;
 const LABELS_MAX: usize = 8;
@@ -58,6 +63,50 @@ pub(super) struct App {
     shared: Arc<Shared>,
     queue: SyncSender<Job>,
     workers: Arc<Semaphore>,
+    callers: Arc<Callers>,
+}
+
+/// How many calls of each caller wait.
+#[derive(Debug, Default)]
+struct Callers(Mutex<HashMap<Principal, usize>>);
+
+impl Callers {
+    fn counts(&self) -> MutexGuard<'_, HashMap<Principal, usize>> {
+        // Whole entries go in and out: the map is consistent whatever happened.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place in the queue, kept until the returned value is dropped; `None`: the caller has all that he may have.
+    fn take(self: &Arc<Self>, caller: Principal) -> Option<Place> {
+        let mut counts = self.counts();
+        let count = counts.entry(caller).or_default();
+        if *count >= CALLER_QUEUE {
+            return None;
+        }
+        *count += 1;
+        Some(Place {
+            callers: self.clone(),
+            caller,
+        })
+    }
+}
+
+/// See [`Callers::take`].
+#[derive(Debug)]
+pub(super) struct Place {
+    callers: Arc<Callers>,
+    caller: Principal,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Entry::Occupied(mut count) = self.callers.counts().entry(self.caller) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
 }
 
 /// All routes.
@@ -66,6 +115,7 @@ pub(super) fn router(shared: Arc<Shared>, queue: SyncSender<Job>) -> Router {
         shared,
         queue,
         workers: Arc::new(Semaphore::new(WORKERS)),
+        callers: Arc::default(),
     });
     Router::new()
         .route("/api/v2/status", get(status))
@@ -263,18 +313,25 @@ async fn call(
     if canister_id != app.shared.signer.canister {
         return Ok(not_replicated(app.foreign(canister_id)));
     }
-    let busy = || {
+    let reject = |why: &str| {
         Metrics::count(&app.shared.metrics.busy);
-        let outcome = Outcome::rejected(
-            RejectCode::SysTransient,
-            "IC0515",
-            "the ledger is busy: try again",
-        );
+        let outcome = Outcome::rejected(RejectCode::SysTransient, "IC0515", why);
         Ok(not_replicated(outcome))
     };
-    if app.shared.answers().full() {
+    let busy = || reject("the ledger is busy: try again");
+    let (full, full_of_caller) = {
+        let answers = app.shared.answers();
+        (answers.full(), answers.full_of(&sender))
+    };
+    if full {
         return busy();
     }
+    if full_of_caller {
+        return reject("too many calls of this caller in the last minutes: try again later");
+    }
+    let Some(place) = app.callers.take(sender) else {
+        return reject("too many calls of this caller are waiting: try again when some are answered");
+    };
     let (answer, answered) = oneshot::channel();
     let job = Call {
         request: id,
@@ -283,6 +340,7 @@ async fn call(
         argument: arg,
         expiry: ingress_expiry,
         answer,
+        _place: place,
     };
     match app.queue.try_send(Job::Call(job)) {
         Ok(()) => {}
@@ -515,7 +573,7 @@ async fn metrics(State(app): State<Arc<App>>) -> Response {
         (
             "ledgerd_busy_total",
             "counter",
-            "Calls turned away because the queue was full.",
+            "Calls turned away because the queue, or their caller's part of it, was full.",
             m.busy.load(Relaxed),
         ),
         (
@@ -528,4 +586,27 @@ async fn metrics(State(app): State<Arc<App>>) -> Response {
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_caller_has_a_part_of_the_queue_and_gets_it_back() {
+        let callers = Arc::new(Callers::default());
+        let (one, other) = (Principal::from_slice(&[1]), Principal::from_slice(&[2]));
+        let mut places: Vec<Place> = std::iter::from_fn(|| callers.take(one)).collect();
+        assert_eq!(places.len(), CALLER_QUEUE);
+        let others = callers.take(other);
+        assert!(others.is_some());
+        places.pop();
+        assert!(
+            callers
+                .take(one)
+                .is_some_and(|_place| callers.take(one).is_none())
+        );
+        drop((places, others));
+        assert!(callers.counts().is_empty());
+    }
 }
