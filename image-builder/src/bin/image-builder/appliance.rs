@@ -93,6 +93,17 @@ pub(crate) struct Build {
 }
 
 impl Build {
+    pub(crate) fn with_iso(self) -> Self {
+        Self { iso: true, ..self }
+    }
+
+    pub(crate) fn with_netboot(self) -> Self {
+        Self {
+            netboot: true,
+            ..self
+        }
+    }
+
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let mut config = Config::read(&self.config)?;
         config.hostd = self.hostd.unwrap_or(config.hostd);

@@ -34,6 +34,10 @@ enum Verb {
     Keys(appliance::Keys),
     /// Builds the provider's image
     Build(appliance::Build),
+    /// As `build --iso`: a disc or stick that starts the live system, which installs itself
+    Iso(appliance::Build),
+    /// As `build --netboot`: the live system in one file, for PXE
+    Netboot(appliance::Build),
     /// Boots an image in QEMU, with secure boot and a TPM
     Run(appliance::Run),
     /// Writes an image to a disk or stick, and reads it back
@@ -91,6 +95,8 @@ fn main() -> anyhow::Result<()> {
         Verb::Init { path } => init(&path),
         Verb::Keys(args) => args.run(),
         Verb::Build(args) => args.run(),
+        Verb::Iso(args) => args.with_iso().run(),
+        Verb::Netboot(args) => args.with_netboot().run(),
         Verb::Run(args) => args.run(),
         Verb::Flash(args) => args.run(),
         Verb::Verify(args) => args.run(),
