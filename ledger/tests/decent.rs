@@ -857,4 +857,24 @@ fn help_and_completions_are_there() {
             .unwrap();
         assert!(script.status.success() && script.stdout.len() > 1_000);
     }
+    let dir = tempfile::tempdir().unwrap();
+    let pages = dir.path().join("man1");
+    let written = Command::new(env!("CARGO_BIN_EXE_decent"))
+        .arg("man")
+        .arg(&pages)
+        .output()
+        .unwrap();
+    assert!(
+        written.status.success(),
+        "{}",
+        String::from_utf8_lossy(&written.stderr)
+    );
+    for (page, word) in [
+        ("decent.1", "Exit codes"),
+        ("decent-rent.1", "nodes"),
+        ("decent-contract-show.1", "SYNOPSIS"),
+    ] {
+        let text = std::fs::read_to_string(pages.join(page)).unwrap();
+        assert!(text.contains(word), "{page}: {text}");
+    }
 }

@@ -4,7 +4,9 @@
 //! the old one finds it gone instead of changed. What is free is the published capacity less every contract that the
 //! host hasn't released; it is computed for each answer and never counted up and down.
 //!
-//! Matches are ordered by price, then by the provider's reputation (highest first), then by number.
+//! Matches are ordered by price, then by the provider's reputation (highest first), then by number; the first 100 are told.
+
+use std::cmp::Reverse;
 
 use candid::Principal;
 
@@ -16,6 +18,9 @@ use crate::api::{
     Amount, AtRest, Capacity, Grade, LedgerError, Match, Mismatch, Offering, OfferingId, OfferingSpec,
     PriceList, Quota, Request, TimeNs, VmKind, WhyNot,
 };
+
+/// Offerings of one answer: what a page shows, and a reply carries.
+const ANSWER_MAX: usize = 100;
 
 /// Price per hour of exactly this request; `None`: it doesn't fit 64 bits. Storage without a limit isn't metered: the
 /// provider who publishes `Unlimited` sells it with the VM.
@@ -398,7 +403,8 @@ impl State {
         reasons
     }
 
-    /// What fits, cheapest first; then by reputation, highest first; then by number.
+    /// The first [`ANSWER_MAX`] that fit, cheapest first; then by reputation, highest first; then by number. What its price
+    /// or its whole machine rules out is passed over at once; the rest is looked at in that order until the answer is full.
     pub fn match_offerings(
         &self,
         caller: Principal,
@@ -406,38 +412,31 @@ impl State {
         now: TimeNs,
     ) -> Result<Vec<Match>, LedgerError> {
         check_request(request, self.genesis.parameters.period_max_s)?;
-        let mut matches = Vec::new();
-        for (id, stored) in &self.offerings {
-            let offering = self.offering(*id, stored);
-            if !self.mismatches(&offering, request, known(caller), now).is_empty() {
-                continue;
-            }
-            let Some(price) = price_per_hour(&stored.spec.prices, request) else {
-                continue;
-            };
-            let Some(total) = price_of(price, request.period_s) else {
-                continue;
-            };
-            matches.push(Match {
+        let candidates = self.offerings.iter().filter_map(|(id, stored)| {
+            let capacity = &stored.spec.capacity;
+            let price = price_per_hour(&stored.spec.prices, request)?;
+            let may_fit = price <= request.max_price_per_hour
+                && request.vcpus <= capacity.vcpus
+                && request.memory_mib <= capacity.memory_mib
+                && request.gpus <= capacity.gpus;
+            may_fit.then(|| (price, Reverse(self.score(&stored.provider)), *id, stored))
+        });
+        let mut candidates: Vec<_> = candidates.collect();
+        candidates.sort_unstable_by_key(|(price, reputation, id, _)| (*price, *reputation, *id));
+        let matches = candidates.into_iter().filter_map(|(price, _, id, stored)| {
+            let offering = self.offering(id, stored);
+            let total = price_of(price, request.period_s)?;
+            let fits = self.mismatches(&offering, request, known(caller), now).is_empty();
+            fits.then_some(Match {
                 offering,
                 price_per_hour: price,
                 total,
-            });
-        }
-        matches.sort_by(|a, b| {
-            let key = |m: &Match| {
-                (
-                    m.price_per_hour,
-                    std::cmp::Reverse(m.offering.provider_reputation),
-                    m.offering.id,
-                )
-            };
-            key(a).cmp(&key(b))
+            })
         });
-        Ok(matches)
+        Ok(matches.take(ANSWER_MAX).collect())
     }
 
-    /// What doesn't fit, by number, each with every reason.
+    /// The first [`ANSWER_MAX`] that don't fit, by number, each with every reason.
     pub fn why_not(
         &self,
         caller: Principal,
@@ -450,7 +449,10 @@ impl State {
             let reasons = self.mismatches(&offering, request, known(caller), now);
             WhyNot { offering, reasons }
         });
-        Ok(all.filter(|why| !why.reasons.is_empty()).collect())
+        Ok(all
+            .filter(|why| !why.reasons.is_empty())
+            .take(ANSWER_MAX)
+            .collect())
     }
 }
 

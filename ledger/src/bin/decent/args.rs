@@ -156,6 +156,11 @@ It takes the place of what they might spend before; 0 ends it. It is no promise 
         /// Which shell
         shell: clap_complete::Shell,
     },
+    /// Write the man pages, one for each command
+    Man {
+        /// The folder, such as ~/.local/share/man/man1
+        dir: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]

@@ -163,6 +163,11 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "decent", &mut std::io::stdout());
             Ok(())
         }
+        Command::Man { dir } => {
+            let cannot = || format!("cannot write to {}", dir.display());
+            std::fs::create_dir_all(&dir).with_context(cannot)?;
+            clap_mangen::generate_to(Cli::command(), &dir).with_context(cannot)
+        }
     }
 }
 

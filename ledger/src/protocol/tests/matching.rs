@@ -288,3 +288,58 @@ fn malformed_offerings_are_refused_by_field() {
         world.refused(world.host, Command::PublishOffering(bad), field);
     }
 }
+
+/// An answer holds the first hundred of the whole order, whatever is passed over on the way: compared with looking at every
+/// offering. Three hosts in four are full, cheap ones among them.
+#[test]
+fn an_answer_has_the_first_hundred_of_many() {
+    let mut world = World::new();
+    let (template, stored) = (
+        world.state.hosts[&world.host].clone(),
+        world.state.offerings[&world.offering].clone(),
+    );
+    for number in 0..2_000u64 {
+        let mut stored = stored.clone();
+        stored.host = principal(&format!("many-{number}"));
+        stored.provider = principal(&format!("provider-{}", number % 7));
+        stored.spec.prices.vm_hour = number * 7_919 % 50;
+        stored.spec.region = ["eu-ch", "us"][(number % 3 == 0) as usize].to_owned();
+        stored.spec.capacity.vcpus = [1, 2, 8, 64][(number % 4) as usize];
+        world.state.hosts.insert(stored.host, template.clone());
+        world.state.offerings.insert(1_000 + number, stored);
+    }
+    for number in 0..7u64 {
+        let score = number * 1_000 % 3_001;
+        let history = Vec::new();
+        world.state.reputations.insert(
+            principal(&format!("provider-{number}")),
+            Reputation { score, history },
+        );
+    }
+    let request = Request {
+        region: Some("eu-ch".into()),
+        vcpus: 4,
+        ..request()
+    };
+    let (state, now) = (&world.state, world.now);
+    let found = state.match_offerings(world.developer, &request, now).unwrap();
+    let mut all: Vec<_> = state
+        .offerings()
+        .into_iter()
+        .filter(|one| {
+            state
+                .mismatches(one, &request, Some(world.developer), now)
+                .is_empty()
+        })
+        .map(|one| {
+            let price = crate::protocol::offering::price_per_hour(&one.spec.prices, &request).unwrap();
+            (price, std::cmp::Reverse(one.provider_reputation), one.id)
+        })
+        .collect();
+    all.sort();
+    assert!(all.len() > 300);
+    let ids: Vec<_> = found.iter().map(|one| one.offering.id).collect();
+    let wanted: Vec<_> = all.iter().take(100).map(|(_, _, id)| *id).collect();
+    assert_eq!(ids, wanted);
+    assert_eq!(state.why_not(world.developer, &request, now).unwrap().len(), 100);
+}
